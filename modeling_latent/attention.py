@@ -1,0 +1,142 @@
+# Copyright 2026 The Latent Attention Authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What every attention of a block shares: projections, norms, masks, and the call into transformers' interface."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .configuration_latent import LatentAttentionConfig
+
+
+def make_norm(config: LatentAttentionConfig) -> nn.Module:
+    norm_class = nn.RMSNorm if config.norm_type == "rms_norm" else nn.LayerNorm
+    return norm_class(config.hidden_size, eps=config.norm_eps)
+
+
+def make_linear(in_features: int, out_features: int, std: float, bias: bool = False) -> nn.Linear:
+    """A linear layer that knows the standard deviation `init_weights` draws it with."""
+    linear = nn.Linear(in_features, out_features, bias=bias)
+    linear.init_std = std
+    return linear
+
+
+def residual_std(config: LatentAttentionConfig) -> float:
+    """For projections into the token stream, whose variance adds up over the layers (as in GPT-2)."""
+    return config.initializer_range / (2 * config.num_hidden_layers) ** 0.5
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention written out, which also returns its weights `(X, H, L, S)`. The mask is additive."""
+    key = key.repeat_interleave(module.num_key_value_groups, dim=1)
+    value = value.repeat_interleave(module.num_key_value_groups, dim=1)
+    scores = query @ key.transpose(2, 3) * scaling  # (X, H, L, S)
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    # At least float32, as in the library's other models; a float64 model stays float64.
+    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights  # (X, L, H, d)
+
+
+def attention_mask_of(allowed: torch.Tensor, config: LatentAttentionConfig, dtype: torch.dtype) -> torch.Tensor:
+    """`allowed` as the attention implementation wants it: boolean for SDPA, for the others a number to add."""
+    if (config._attn_implementation or "sdpa") == "sdpa":
+        return allowed
+    return torch.where(allowed, 0.0, torch.finfo(dtype).min).to(dtype)
+
+
+class MultiHeadAttention(nn.Module):
+    """The projections of one attention and the call into transformers' attention interface."""
+
+    is_causal = False  # what may be seen is said by a mask, or by which keys there are
+
+    def __init__(
+        self, config: LatentAttentionConfig, query_key_std: float | None = None, output_std: float | None = None
+    ):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.scaling = config.head_dim**-0.5
+        std = config.initializer_range
+        q_size, kv_size = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        self.q_proj = make_linear(config.hidden_size, q_size, query_key_std or std, config.attention_bias)
+        self.k_proj = make_linear(config.hidden_size, kv_size, query_key_std or std, config.attention_bias)
+        self.v_proj = make_linear(config.hidden_size, kv_size, std, config.attention_bias)
+        self.o_proj = make_linear(q_size, config.hidden_size, output_std or std)
+
+    def heads(self, states: torch.Tensor) -> torch.Tensor:
+        """`(..., L, H d) -> (..., H, L, d)`"""
+        return states.unflatten(-1, (-1, self.head_dim)).transpose(-3, -2)
+
+    def queries(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.heads(self.q_proj(hidden_states))
+
+    def keys_values(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.heads(self.k_proj(hidden_states)), self.heads(self.v_proj(hidden_states))
+
+    def forward(
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Args:
+            queries: `(..., H, L, d)`.
+            keys, values: `(..., Hkv, S, d)`.
+            attention_mask: as the attention implementation wants it, `(X, 1, L, S)` for `X` leading elements.
+
+        Returns:
+            `(..., L, D)`, and the weights `(..., H, L, S)` where the implementation gives them.
+        """
+        leading = queries.shape[:-3]
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation or "sdpa", eager_attention_forward
+        )
+        output, weights = attention_interface(
+            self,
+            queries.flatten(0, -4),
+            keys.flatten(0, -4),
+            values.flatten(0, -4),
+            attention_mask,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            is_causal=False,
+        )
+        output = self.o_proj(output.flatten(-2).unflatten(0, leading))
+        return output, None if weights is None else weights.unflatten(0, leading)
+
+
+def take_cached(chunks: torch.Tensor, cached: torch.Tensor | None, filled: torch.Tensor | None) -> torch.Tensor:
+    """`chunks` `(R, N, Hkv, C, d)`, the first one's `filled` slots from `cached` `(R, Hkv, C, d)`."""
+    if cached is None:
+        return chunks
+    here = torch.arange(chunks.shape[3], device=chunks.device) < filled[:, None]  # (R, C)
+    first = torch.where(here[:, None, :, None], cached, chunks[:, 0])
+    return torch.cat([first[:, None], chunks[:, 1:]], dim=1)

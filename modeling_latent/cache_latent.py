@@ -1,0 +1,250 @@
+# Copyright 2026 The Latent Attention Authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The state of one layer, of constant size, and the cache layers that hold it."""
+
+from typing import NamedTuple
+
+import torch
+from torch.utils._pytree import tree_leaves, tree_map
+
+from transformers.cache_utils import STATIC_LAYER_TYPE_MAPPING, CacheLayerMixin
+
+from .chunk_layout import ChunkLayout
+
+
+class WindowState(NamedTuple):
+    """Local attention's window: the chunk before the one in progress, then the one in progress, not rotated."""
+
+    keys: torch.Tensor  # (B, Hkv, 2C, d)
+    values: torch.Tensor  # (B, Hkv, 2C, d)
+
+
+class MemoryState(NamedTuple):
+    """What the latents know, and what they will take in when the chunk in progress is complete."""
+
+    keys: torch.Tensor  # (B, Hkv, C, d), of compression, the chunk in progress
+    values: torch.Tensor  # (B, Hkv, C, d)
+    lse: torch.Tensor  # (B, H, M), of all chunks before
+    out: torch.Tensor  # (B, H, M, d)
+    readout_keys: torch.Tensor  # (B, Hkv, M, d), of retrieval, derived from lse and out by the three steps
+    readout_values: torch.Tensor  # (B, Hkv, M, d)
+    conv_inputs: torch.Tensor | None  # (B, K - 1, D), the last normed tokens
+
+
+class LatentState(NamedTuple):
+    """The state of one layer.
+
+    A forward over a grid of chunks makes one with a dimension of chunks after the batch, of which `state_at` picks
+    the one that the last token is in. There `conv_inputs` are `(B, K - 1 + N C, D)`, all of them.
+    """
+
+    window: WindowState | None
+    memory: MemoryState
+    tokens_seen: torch.Tensor  # (B,), of the sequence in progress
+
+
+def write_slot(buffer: torch.Tensor, slot: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """`buffer` `(B, H, S, d)` with `value` `(B, H, 1, d)` at each row's `slot` `(B,)`. A new tensor: see `rollback`."""
+    here = torch.arange(buffer.shape[2], device=buffer.device) == slot[:, None]  # (B, S)
+    return torch.where(here[:, None, :, None], value, buffer)
+
+
+def update_rows(state, layout: ChunkLayout, update):
+    """`state` after `update` in the rows that enter a new chunk; `update` sees only those."""
+    if layout.new_chunk_rows.shape[0] == 0:
+        return state
+    rows, enters = layout.new_chunk_rows, layout.enters_chunk
+    old = tree_map(lambda tensor: tensor[rows], state)
+
+    def write(whole, before, after):
+        chosen = torch.where(enters.view(-1, *(1,) * (after.ndim - 1)), after, before)
+        return whole.index_copy(0, rows, chosen.to(whole.dtype))
+
+    return tree_map(write, state, old, update(old))
+
+
+def state_at(states: LatentState, ends: torch.Tensor, seen: torch.Tensor, chunk_size: int) -> LatentState:
+    """
+    The state after the token before slot `ends` `(B,)`, the `seen`-th `(B,)` of its sequence.
+
+    What no later token may read is zeroed, so that equal histories give equal states, however they were reached.
+    """
+    chunk = ((ends - 1) // chunk_size).clamp(min=0)
+    filled = ends - chunk * chunk_size
+    batch = torch.arange(ends.shape[0], device=ends.device)
+    in_progress = torch.arange(chunk_size, device=ends.device) < filled[:, None]  # (B, C)
+
+    def pick(tensor, keep=None):
+        tensor = tensor[batch, chunk]
+        return tensor if keep is None else tensor * keep[:, None, :, None].to(tensor.dtype)
+
+    window, memory = states.window, states.memory
+    if window is not None:
+        before = (seen > chunk_size)[:, None].expand_as(in_progress)
+        window = WindowState(*(pick(tensor, torch.cat([before, in_progress], 1)) for tensor in window))
+    conv_inputs = memory.conv_inputs
+    if conv_inputs is not None:
+        span = conv_inputs.shape[1] - states.memory.keys.shape[1] * chunk_size  # K - 1
+        back = torch.arange(span, device=ends.device)
+        last = conv_inputs[batch[:, None], ends[:, None] + back]  # (B, K - 1, D)
+        conv_inputs = last * (seen[:, None] >= span - back)[..., None].to(last.dtype)
+    memory = MemoryState(
+        pick(memory.keys, in_progress),
+        pick(memory.values, in_progress),
+        *(pick(tensor) for tensor in memory[2:6]),
+        conv_inputs,
+    )
+    return LatentState(window, memory, seen)
+
+
+class LatentAttentionCacheLayer(CacheLayerMixin):
+    """
+    One layer of a `DynamicCache`: a state of constant size.
+
+    Updates make new tensors and leave the old ones alone, so that to remember an earlier state is to keep a
+    reference. While recording (`activate_past_recording`), every forward leaves the state before it and, if it
+    had several tokens, its chunks; `crop` goes back to any token since then.
+    """
+
+    _layer_type = "latent_attention"
+    is_sliding = False
+    is_croppable = True
+    supports_early_init = False
+
+    def __init__(self, **kwargs):
+        super().__init__()
+        self.state: LatentState | None = None
+        self.length = 0
+        self.record_past = False
+        self.history: list[tuple] = []  # (tokens, state before, chunks, layout) of each forward since `crop`
+
+    def lazy_initialization(self, state: LatentState) -> None:
+        self.is_initialized = True
+        self.batch_size = state.tokens_seen.shape[0]
+        self.dtype, self.device = state.memory.keys.dtype, state.memory.keys.device
+
+    def update(self, states: LatentState, layout: ChunkLayout, chunk_size: int) -> None:
+        """Take over what a forward leaves: the state itself after a step, one per chunk after a grid."""
+        if not self.is_initialized:
+            self.lazy_initialization(states)
+        tokens = layout.batch_shape[1]
+        if self.record_past:
+            self.history.append((tokens, self.state, None if layout.is_step else states, layout))
+        if not layout.is_step:
+            states = state_at(states, layout.ends[:, -1], layout.seen[:, -1], chunk_size)
+        self.store(states, tokens)
+
+    def store(self, state: LatentState, tokens: int) -> None:
+        self.state = state
+        self.length += tokens
+
+    def activate_past_recording(self) -> None:
+        """From now on remember what `crop` needs. Memory then grows until `crop` is called."""
+        self.record_past = True
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """
+        Forget the last `-tokens_to_remove` tokens exactly, as if they had never been seen.
+
+        Raises:
+            `ValueError`: for a positive number; `RuntimeError`: for more tokens than were recorded.
+        """
+        if tokens_to_remove > 0:
+            raise ValueError(
+                f"`crop` takes a number of tokens to remove, as a negative integer, not {tokens_to_remove}."
+            )
+        left = -tokens_to_remove
+        if left > sum(tokens for tokens, *_ in self.history):
+            raise RuntimeError(
+                f"`crop({tokens_to_remove})` goes back further than what was recorded. Call "
+                "`activate_past_recording()` on the cache before the forward passes that may have to be undone, and "
+                "`crop` at most once after them."
+            )
+        while left > 0:
+            tokens, before, states, layout = self.history.pop()
+            kept = max(tokens - left, 0)
+            if kept:
+                chunk_size = states.memory.keys.shape[3]
+                before = state_at(states, layout.ends[:, kept - 1], layout.seen[:, kept - 1], chunk_size)
+            self.state, self.length, left = before, self.length - (tokens - kept), left - (tokens - kept)
+        self.history = []
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def reset(self) -> None:
+        """Forget everything. Zeroed statistics would be a token's, not none's, so the state itself goes."""
+        self.state, self.length, self.history, self.is_initialized = None, 0, [], False
+
+    def _apply(self, change) -> None:
+        if self.state is not None:
+            self.state = tree_map(change, self.state)
+            self.history = []
+            self.batch_size = self.state.tokens_seen.shape[0]
+
+    def offload(self) -> None:
+        self._apply(lambda tensor: tensor.to("cpu", non_blocking=True))
+
+    def prefetch(self) -> None:
+        self._apply(lambda tensor: tensor.to(self.device, non_blocking=True))
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        self._apply(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._apply(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        self._apply(lambda tensor: tensor[indices.to(tensor.device)])
+
+
+class StaticLatentAttentionCacheLayer(LatentAttentionCacheLayer):
+    """One layer of a `StaticCache`: the same state at fixed addresses, which compiled graphs write in place."""
+
+    # Registration by `_layer_type` would take it for a dynamic layer, as it is no `StaticLayer` of keys and values.
+    _layer_type = None
+    is_compileable = True
+    is_croppable = False
+
+    def __init__(self, max_cache_len: int, **kwargs):
+        super().__init__()
+        self.max_cache_len = max_cache_len  # asked for by the cache's users; nothing here grows towards it
+        self.length = torch.tensor(0, dtype=torch.long)
+
+    def store(self, state: LatentState, tokens: int) -> None:
+        if self.state is None:
+            self.state = tree_map(torch.clone, state)
+            self.length = self.length.to(self.device)
+            if not torch.compiler.is_compiling():
+                for tensor in tree_leaves(self.state) + [self.length]:
+                    torch._dynamo.mark_static_address(tensor)
+        else:
+            tree_map(lambda mine, new: mine.copy_(new), self.state, state)
+        self.length.add_(tokens)
+
+    def activate_past_recording(self) -> None:
+        raise ValueError("A static cache is written in place and can't go back: use a `DynamicCache` to `crop`.")
+
+    def reset(self) -> None:
+        super().reset()
+        self.length = torch.tensor(0, dtype=torch.long)
+
+
+STATIC_LAYER_TYPE_MAPPING[LatentAttentionCacheLayer._layer_type] = StaticLatentAttentionCacheLayer

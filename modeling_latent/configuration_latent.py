@@ -1,0 +1,187 @@
+# Copyright 2026 The Latent Attention Authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Configuration of latent attention models."""
+
+import torch
+from huggingface_hub.dataclasses import strict
+
+from transformers.activations import ACT2FN
+from transformers.configuration_utils import PreTrainedConfig
+
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_latent.LatentAttentionConfig",
+    "AutoModel": "modeling_latent.LatentAttentionModel",
+    "AutoModelForCausalLM": "modeling_latent.LatentAttentionForCausalLM",
+}
+POSITIVE_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "num_latents",
+    "chunk_size",
+)
+
+
+@strict
+class LatentAttentionConfig(PreTrainedConfig):
+    r"""
+    Configuration of a [`LatentAttentionModel`]. Beyond transformers' usual fields:
+
+    Args:
+        num_latents (`int`, defaults to 64): Learnable latent vectors per layer, the memory's size M.
+        chunk_size (`int`, defaults to 64): Tokens per chunk C. The latents take in a chunk when it is complete;
+            local attention reaches between C and 2C - 1 tokens back.
+        conv_kernel_size (`int`, defaults to 4): Tokens that the causal depthwise convolution in front of the memory
+            spans; 0 for none.
+        local_attention (`bool`, defaults to `True`): Whether a layer also has windowed self-attention (latent
+            attention then augments it) or not (latent attention replaces it).
+        is_causal (`bool`, defaults to `True`): Language model, or bidirectional encoder.
+        norm_type (`str`, defaults to `"layer_norm"`): `"layer_norm"` or `"rms_norm"`.
+        norm_eps (`float`, defaults to 1e-5): Added to the variance in every norm.
+        attention_bias (`bool`, defaults to `False`): Biases on `q_proj`, `k_proj`, `v_proj`; never on `o_proj`,
+            so that latents that have read nothing stay as they are.
+
+    Raises:
+        `ValueError`: for a value that no model can be built from; the message names the field and what is allowed.
+    """
+
+    model_type = "latent_attention"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    base_model_tp_plan = {
+        "layers.*.local_attention.q_proj": "colwise",
+        "layers.*.local_attention.k_proj": "colwise",
+        "layers.*.local_attention.v_proj": "colwise",
+        "layers.*.local_attention.o_proj": "rowwise",
+        "layers.*.latent_attention.input_to_latent.q_proj": "colwise",
+        "layers.*.latent_attention.input_to_latent.k_proj": "colwise",
+        "layers.*.latent_attention.input_to_latent.v_proj": "colwise",
+        "layers.*.latent_attention.input_to_latent.o_proj": "rowwise",
+        "layers.*.latent_attention.latent_self.q_proj": "colwise",
+        "layers.*.latent_attention.latent_self.k_proj": "colwise",
+        "layers.*.latent_attention.latent_self.v_proj": "colwise",
+        "layers.*.latent_attention.latent_self.o_proj": "rowwise",
+        "layers.*.latent_attention.latent_to_input.q_proj": "colwise",
+        "layers.*.latent_attention.latent_to_input.k_proj": "colwise",
+        "layers.*.latent_attention.latent_to_input.v_proj": "colwise",
+        "layers.*.latent_attention.latent_to_input.o_proj": "rowwise",
+        "layers.*.mlp.gate_proj": "colwise",
+        "layers.*.mlp.up_proj": "colwise",
+        "layers.*.mlp.down_proj": "rowwise",
+    }
+    base_model_pp_plan = {
+        "embed_tokens": (["input_ids"], ["inputs_embeds"]),
+        "layers": (["hidden_states", "layout"], ["hidden_states"]),
+        "norm": (["hidden_states"], ["hidden_states"]),
+    }
+
+    vocab_size: int = 32000
+    hidden_size: int = 576
+    intermediate_size: int = 1536
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 9
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    num_latents: int = 64
+    chunk_size: int = 64
+    conv_kernel_size: int = 4
+    local_attention: bool = True
+    is_causal: bool = True
+    hidden_act: str = "silu"
+    norm_type: str = "layer_norm"
+    norm_eps: float = 1e-5
+    attention_bias: bool = False
+    attention_dropout: int | float = 0.0
+    rope_parameters: dict | None = None
+    initializer_range: float = 0.02
+    use_cache: bool = True
+    tie_word_embeddings: bool = False
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.head_dim is None:
+            # Zero heads are reported by `validate_architecture`, with the field's name.
+            self.head_dim = self.hidden_size // max(self.num_attention_heads, 1)
+            self._require(
+                self.head_dim * self.num_attention_heads == self.hidden_size or self.num_attention_heads < 1,
+                "num_attention_heads",
+                f"a divisor of `hidden_size` ({self.hidden_size}) where `head_dim` is not given",
+            )
+        # What a checkpoint says is overwritten: entries read from the Hub carry the name of the repository that they
+        # were read from, and a copy saved elsewhere must point to its own code.
+        kwargs.pop("auto_map", None)
+        self.auto_map = dict(AUTO_MAP)
+        # `DynamicCache(config=...)` looks up the cache layer under this name.
+        kwargs.pop("layer_types", None)
+        self.layer_types = [self.model_type] * self.num_hidden_layers
+        super().__post_init__(**kwargs)
+
+    def _require(self, holds: bool, field: str, allowed: str):
+        if not holds:
+            raise ValueError(f"`{field}` is {getattr(self, field)!r} but must be {allowed}.")
+
+    def validate_architecture(self):
+        """Part of `@strict`-powered validation: runs when the configuration is made."""
+        for field in POSITIVE_FIELDS:
+            self._require(getattr(self, field) >= 1, field, "an integer of at least 1")
+        self._require(self.conv_kernel_size >= 0, "conv_kernel_size", "an integer of at least 0 (0: no convolution)")
+        self._require(
+            self.num_attention_heads % self.num_key_value_heads == 0,
+            "num_key_value_heads",
+            f"a divisor of `num_attention_heads` ({self.num_attention_heads})",
+        )
+        self._require(self.head_dim % 2 == 0, "head_dim", "even, because rotary embeddings turn pairs of numbers")
+        self._require(self.norm_type in ("layer_norm", "rms_norm"), "norm_type", '"layer_norm" or "rms_norm"')
+        self._require(self.norm_eps > 0, "norm_eps", "greater than 0")
+        self._require(0 <= self.attention_dropout < 1, "attention_dropout", "at least 0 and less than 1")
+        self._require(self.initializer_range > 0, "initializer_range", "greater than 0")
+        self._require(self.hidden_act in ACT2FN, "hidden_act", f"one of {', '.join(sorted(ACT2FN))}")
+        rope_type = self.rope_parameters.get("rope_type", "default")
+        self._require(
+            rope_type == "default",
+            "rope_parameters",
+            'of rope_type "default": positions never exceed the window, so there is nothing to scale',
+        )
+
+    def validate_layer_type(self):
+        """The library's list of layer types is closed; ours has one name of its own for every layer."""
+        self._require(
+            self.layer_types == [self.model_type] * self.num_hidden_layers,
+            "layer_types",
+            f'"{self.model_type}" once for each of the {self.num_hidden_layers} layers',
+        )
+
+    def state_bytes(self, batch_size: int = 1, dtype: torch.dtype = torch.bfloat16) -> int:
+        """Bytes of the whole cache, however many tokens it has seen, for a model that computes in `dtype`."""
+        size, statistics_size = dtype.itemsize, max(dtype.itemsize, torch.float32.itemsize)
+        token = 2 * self.num_key_value_heads * self.head_dim * size  # keys and values of one token or latent
+        window = 2 * self.chunk_size * token if self.local_attention else 0
+        memory = (self.chunk_size + self.num_latents) * token
+        statistics = self.num_attention_heads * self.num_latents * (1 + self.head_dim) * statistics_size
+        conv = max(self.conv_kernel_size - 1, 0) * self.hidden_size * size
+        tokens_seen = torch.int64.itemsize
+        return batch_size * self.num_hidden_layers * (window + memory + statistics + conv + tokens_seen)
+
+
+LatentAttentionConfig.register_for_auto_class()
+
+__all__ = ["LatentAttentionConfig"]

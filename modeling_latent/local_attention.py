@@ -1,0 +1,125 @@
+# Copyright 2026 The Latent Attention Authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Local attention: exact, to a window of chunks around each token."""
+
+import torch
+from torch import nn
+
+from .attention import MultiHeadAttention, attention_mask_of, take_cached
+from .cache_latent import WindowState, update_rows, write_slot
+from .chunk_layout import ChunkLayout
+from .configuration_latent import LatentAttentionConfig
+
+
+def rotary_embedding(config: LatentAttentionConfig, length: int, like: torch.Tensor) -> torch.Tensor:
+    """Cosines and sines `(2, length, d)` of the rotary position embedding (Su et al. 2021) for a window's slots.
+
+    Made anew in each forward, a few thousand numbers: a buffer would have to survive every way of loading.
+    """
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    exponents = torch.arange(0, config.head_dim, 2, device=like.device, dtype=dtype) / config.head_dim
+    frequencies = config.rope_parameters["rope_theta"] ** -exponents
+    angles = torch.arange(length, device=like.device, dtype=dtype)[:, None] * torch.cat([frequencies, frequencies])
+    return torch.stack([angles.cos(), angles.sin()]).to(like.dtype)
+
+
+def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    first, second = states.chunk(2, dim=-1)
+    return states * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def window_positions(config: LatentAttentionConfig, layout: ChunkLayout, like: torch.Tensor) -> tuple:
+    """Rotary embeddings of the queries, `(2, S, d)` or in a step `(2, B, 1, 1, 1, d)`, and keys, `(2, 2C or 3C, d)`."""
+    size = config.chunk_size
+    table = rotary_embedding(config, (2 if config.is_causal else 3) * size, like)
+    queries = table[:, layout.slot + size][:, :, None, None, None] if layout.is_step else table[:, size : 2 * size]
+    return queries, table
+
+
+def local_attention_mask(config: LatentAttentionConfig, layout: ChunkLayout, dtype: torch.dtype) -> torch.Tensor:
+    """Which slots of its window each slot attends to, `(R N, 1, S, 2C)`, or `(R N, 1, C, 3C)` in both directions."""
+    rows, chunks, slots = layout.grid_shape
+    order = torch.arange(config.chunk_size, device=layout.has_previous.device)
+    if config.is_causal:
+        query_slots = layout.slot[:, None] if layout.is_step else order[None]  # (R or 1, S)
+        own = order <= query_slots[:, None, :, None]  # (R or 1, 1, S, C)
+        before = layout.has_previous[:, :, None, None]  # (R or 1, N, 1, 1)
+        halves = (half.expand(*layout.grid_shape, order.shape[0]) for half in (before, own))
+        allowed = torch.cat(list(halves), dim=-1)  # (R, N, S, 2C)
+    else:
+        valid = layout.slot_valid
+        valid = order.new_ones(1, chunks, slots, dtype=torch.bool) if valid is None else valid
+        nothing = torch.zeros_like(valid[:, :1])
+        window = [torch.cat([nothing, valid[:, :-1]], 1), valid, torch.cat([valid[:, 1:], nothing], 1)]
+        # A spare slot has at least itself to look at, so that it stays finite.
+        itself = order[:, None] + slots == torch.arange(3 * slots, device=order.device)
+        allowed = torch.cat(window, dim=-1)[:, :, None] | itself  # (R or 1, N, C, 3C)
+    allowed = allowed.expand(rows, *allowed.shape[1:]).flatten(0, 1)[:, None]
+    return attention_mask_of(allowed, config, dtype)
+
+
+class LocalAttention(MultiHeadAttention):
+    """Self-attention to the chunk before and to the own one; in a bidirectional model also to the one after."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        layout: ChunkLayout,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor,
+        cached: WindowState | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, WindowState]:
+        """`(R, N, S, D) -> (R, N, S, D)`, the weights, and the windows `(R, N, Hkv, 2C, d)` that were attended to."""
+        queries = self.queries(hidden_states)  # (R, N, H, S, d)
+        keys, values = self.keys_values(hidden_states)  # (R, N, Hkv, S, d)
+        if layout.is_step:
+            states = self.write_step(keys, values, layout, cached)
+            window = WindowState(*(tensor[:, None] for tensor in states))
+        else:
+            states = window = self.grid_windows(keys, values, layout, cached)
+        query_positions, key_positions = position_embeddings
+        queries, keys = rotate(queries, *query_positions), rotate(window.keys, *key_positions)
+        output, weights = super().forward(queries, keys, window.values, attention_mask)
+        return output, weights, states
+
+    def grid_windows(self, keys, values, layout: ChunkLayout, cached: WindowState | None) -> WindowState:
+        size = self.config.chunk_size
+        before = (None, None) if cached is None else (tensor[:, :, :size] for tensor in cached)
+        own = (None, None) if cached is None else (tensor[:, :, size:] for tensor in cached)
+        return WindowState(
+            *(
+                self.neighbours(take_cached(new, mine, layout.filled), first)
+                for new, mine, first in zip((keys, values), own, before)
+            )
+        )
+
+    def neighbours(self, chunks: torch.Tensor, first: torch.Tensor | None) -> torch.Tensor:
+        """Each chunk `(R, N, Hkv, C, d)` after the one before it, and in a bidirectional model before the next."""
+        nothing = torch.zeros_like(chunks[:, :1])
+        first = nothing if first is None else first[:, None]
+        window = [torch.cat([first, chunks[:, :-1]], dim=1), chunks]
+        if not self.config.is_causal:
+            window.append(torch.cat([chunks[:, 1:], nothing], dim=1))
+        return torch.cat(window, dim=3)
+
+    def write_step(self, keys, values, layout: ChunkLayout, cached: WindowState) -> WindowState:
+        """One token's keys and values into the window, which moves on by a chunk in rows that enter one."""
+        size = self.config.chunk_size
+
+        def move_on(window: WindowState) -> WindowState:
+            return WindowState(*(nn.functional.pad(tensor[:, :, size:], (0, 0, 0, size)) for tensor in window))
+
+        window = update_rows(cached, layout, move_on)
+        slot = layout.slot + size
+        return WindowState(write_slot(window.keys, slot, keys[:, 0]), write_slot(window.values, slot, values[:, 0]))

@@ -1,0 +1,84 @@
+# Copyright 2026 The Latent Attention Authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Checks of what a forward is given: the mask, packed sequences, and the cache."""
+
+import torch
+
+from .configuration_latent import LatentAttentionConfig
+
+
+def check_attention_mask(attention_mask, inputs_embeds, continued: bool) -> torch.Tensor | None:
+    """Which of the new tokens are real, `(B, T)`; `None` where all are."""
+    if attention_mask is None:
+        return None
+    batch, length = inputs_embeds.shape[:2]
+    shape = tuple(getattr(attention_mask, "shape", ()))
+    if len(shape) != 2 or shape[0] != batch or shape[1] < length or (shape[1] > length and not continued):
+        raise ValueError(
+            f"`attention_mask` is of shape {shape} but must be 2-D, {(batch, length)}, or with a cache cover the past, "
+            "too: 0 for padding, 1 for tokens. What may attend to what follows from the chunks and can't be changed by "
+            "a 4-D mask; to keep packed documents apart pass `position_ids` that restart at 0, or `cu_seq_lens_q`."
+        )
+    valid = attention_mask[:, -length:].bool()
+    # Looking waits for the device, once a forward. A compiled graph can't look and takes the general path.
+    return None if not torch.compiler.is_compiling() and valid.all() else valid
+
+
+def packed_starts(position_ids, cu_seq_lens_q, valid, inputs_embeds) -> torch.Tensor | None:
+    """Tokens that start a sequence, `(B, T)`; `None` where every row is a single one."""
+    batch, length = inputs_embeds.shape[:2]
+    if cu_seq_lens_q is not None:
+        if batch != 1:
+            raise ValueError(f"`cu_seq_lens_q` is for one row of packed sequences, but `input_ids` has {batch} rows.")
+        starts = torch.zeros(1, length + 1, dtype=torch.bool, device=inputs_embeds.device)
+        return starts.index_fill(1, cu_seq_lens_q.to(starts.device, torch.long), True)[:, :-1]
+    if position_ids is None or length == 1 or torch.compiler.is_compiling() and valid is not None:
+        return None
+    starts = (position_ids == 0).expand(batch, length)
+    starts = starts if valid is None else starts & valid
+    return starts if starts.sum(1).max() > 1 else None
+
+
+def check_cache(past_key_values, config: LatentAttentionConfig, inputs_embeds) -> torch.Tensor | None:
+    """Tokens that the cache has seen, `(B,)`; `None` for an empty cache, or none."""
+    if past_key_values is None:
+        return None
+    # By name: a copy of this code that was loaded from the Hub has classes of its own.
+    names = {getattr(layer, "_layer_type", None) or type(layer).__name__ for layer in past_key_values.layers}
+    own = {config.model_type, "StaticLatentAttentionCacheLayer"}
+    if not names or not names <= own or len(past_key_values.layers) != config.num_hidden_layers:
+        raise ValueError(
+            f"`past_key_values` is a {type(past_key_values).__name__} of {len(past_key_values.layers)} layers of "
+            f"{sorted(names)}, made for another model. Pass `DynamicCache(config=model.config)`, or leave it out."
+        )
+    if past_key_values.offloading:
+        raise ValueError(
+            "`past_key_values` asks for offloading, but the state is of constant size, "
+            f"{config.state_bytes(1)} bytes per row, and stays on the device: use a cache without offloading."
+        )
+    state = past_key_values.layers[0].state
+    if state is None:
+        return None
+    shape, batch = tuple(state.memory.keys.shape[2:3]) + tuple(state.memory.lse.shape[2:]), inputs_embeds.shape[0]
+    if state.tokens_seen.shape[0] != batch:
+        raise ValueError(
+            f"`past_key_values` is of batch size {state.tokens_seen.shape[0]} but the input of {batch}. Call "
+            "`batch_repeat_interleave` or `batch_select_indices` on the cache, or pass an empty one."
+        )
+    if shape != (config.chunk_size, config.num_latents):
+        raise ValueError(
+            f"`past_key_values` is of a model with chunk_size and num_latents {shape} but this one has "
+            f"{(config.chunk_size, config.num_latents)}. Pass `DynamicCache(config=model.config)`, or leave it out."
+        )
+    return state.tokens_seen

@@ -1,0 +1,333 @@
+# Copyright 2026 The Latent Attention Authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Latent attention language models.
+
+A block is `x -> + local_attention(norm(x)) -> + latent_attention -> + mlp(norm)`. Notable:
+
+- A few learnable latent vectors per layer are its memory, of a size that does not depend on the context's length.
+- Compression reads whole chunks only, so nothing leaks from the future; local attention covers the rest exactly.
+- No absolute positions: rotary embeddings turn by the slot in a window of two chunks. There is no maximum length.
+- Padding, packing and continuation are one idea, the chunk layout (`chunk_layout.py`).
+- The prefix over chunks is exact, linear in time and memory (`prefix_statistics.py`).
+- The state is of constant size and can be rolled back exactly (`cache_latent.py`).
+
+Shapes: B batch, T tokens, D hidden_size, H heads, Hkv key/value heads, d head_dim, M latents, C chunk_size,
+and in the chunk layout R rows, N chunks, S slots per chunk (C, or 1 in a decoding step).
+"""
+
+import torch
+from torch import nn
+
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .attention import MultiHeadAttention, make_linear, make_norm, residual_std
+from .cache_latent import LatentState
+from .chunk_layout import ChunkLayout, bidirectional_layout, grid_layout, step_layout
+from .configuration_latent import LatentAttentionConfig
+from .latent_attention import LatentAttention, init_weights
+from .local_attention import LocalAttention, local_attention_mask, window_positions
+from .model_inputs import check_attention_mask, check_cache, packed_starts
+
+
+class LatentAttentionMLP(nn.Module):
+    def __init__(self, config: LatentAttentionConfig):
+        super().__init__()
+        std = config.initializer_range
+        self.gate_proj = make_linear(config.hidden_size, config.intermediate_size, std)
+        self.up_proj = make_linear(config.hidden_size, config.intermediate_size, std)
+        self.down_proj = make_linear(config.intermediate_size, config.hidden_size, residual_std(config))
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+
+
+class LatentAttentionDecoderLayer(GradientCheckpointingLayer):
+    def __init__(self, config: LatentAttentionConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        if config.local_attention:
+            self.local_norm = make_norm(config)
+            self.local_attention = LocalAttention(config, output_std=residual_std(config))
+        self.latent_attention = LatentAttention(config)
+        self.mlp_norm = make_norm(config)
+        self.mlp = LatentAttentionMLP(config)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        layout: ChunkLayout,
+        position_embeddings: tuple | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """`(R, N, S, D) -> (R, N, S, D)`; the cache's layer, if there is one, moves on."""
+        cache_layer = None if past_key_values is None else past_key_values.layers[self.layer_idx]
+        window, memory, _ = (None,) * 3 if cache_layer is None or cache_layer.state is None else cache_layer.state
+        if self.config.local_attention:
+            attended, _, window = self.local_attention(
+                self.local_norm(hidden_states), layout, position_embeddings, attention_mask, window
+            )
+            hidden_states = hidden_states + attended
+        hidden_states, memory = self.latent_attention(hidden_states, layout=layout, cached=memory)
+        hidden_states = hidden_states + self.mlp(self.mlp_norm(hidden_states))
+        if cache_layer is not None:
+            cache_layer.update(LatentState(window, memory, layout.seen[:, -1]), layout, self.config.chunk_size)
+        return hidden_states
+
+
+class LatentAttentionPreTrainedModel(PreTrainedModel):
+    config: LatentAttentionConfig
+    config_class = LatentAttentionConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["LatentAttentionDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {
+        "hidden_states": LatentAttentionDecoderLayer,
+        # Retrieval: what every token reads from the latents.
+        "attentions": OutputRecorder(MultiHeadAttention, index=1, layer_name="latent_to_input"),
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        init_weights(self.config, module)
+
+
+class LatentAttentionModel(LatentAttentionPreTrainedModel):
+    """The stack of blocks: `input_ids` `(B, T)` to hidden states `(B, T, D)`."""
+
+    def __init__(self, config: LatentAttentionConfig):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.layers = nn.ModuleList(
+            [LatentAttentionDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)]
+        )
+        self.norm = make_norm(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        cu_seq_lens_q: torch.LongTensor | None = None,
+        new_chunk_rows: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPast:
+        """
+        Args:
+            input_ids: `(B, T)`; or `inputs_embeds`, `(B, T, D)`.
+            attention_mask: `(B, T)` or `(B, past + T)`, 0 for padding, wherever it is. Beside a cache, which knows
+                the past, only the last T columns count.
+            position_ids: `(B, T)`; a real token with position 0 starts a new packed sequence. Positions have no
+                other meaning here, and beside a cache with tokens none at all.
+            past_key_values: a `DynamicCache(config=model.config)` or `StaticCache`.
+            use_cache: whether to return one; never in a bidirectional model.
+            cu_seq_lens_q: `(sequences + 1,)`, where packed sequences start in the one row, and where the last ends.
+            new_chunk_rows: for a step of decoding, rows among which are all that enter a new chunk; `generate()`
+                knows them without asking the device.
+
+        Raises:
+            `ValueError`: for a mask that is not 2-D, and for a cache that does not belong to this model and batch.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        if not self.config.is_causal:
+            if past_key_values is not None:
+                raise ValueError(
+                    "`past_key_values` is for causal models: with `is_causal=False` every token sees the future, so "
+                    "nothing can be kept. Leave it out."
+                )
+            use_cache = False
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        tokens_seen = check_cache(past_key_values, self.config, inputs_embeds)
+        valid = check_attention_mask(attention_mask, inputs_embeds, tokens_seen is not None)
+        starts = None
+        if tokens_seen is None:
+            starts = packed_starts(position_ids, cu_seq_lens_q, valid, inputs_embeds)
+        layout = self.make_layout(inputs_embeds, valid, starts, tokens_seen, past_key_values, new_chunk_rows)
+        outputs = self.run_layers(layout, inputs_embeds, past_key_values, **{**kwargs, "return_dict": True})
+        return self.in_token_order(outputs, layout)
+
+    def make_layout(self, inputs_embeds, valid, starts, tokens_seen, past_key_values, new_chunk_rows) -> ChunkLayout:
+        batch_shape, size, device = inputs_embeds.shape[:2], self.config.chunk_size, inputs_embeds.device
+        if not self.config.is_causal:
+            return bidirectional_layout(batch_shape, size, device, valid, starts)
+        if tokens_seen is not None and valid is None and batch_shape[1] == 1:
+            return step_layout(tokens_seen, size, new_chunk_rows)
+        return grid_layout(batch_shape, size, device, valid, starts, tokens_seen, past_key_values is not None)
+
+    @capture_outputs
+    def run_layers(self, layout: ChunkLayout, inputs_embeds, past_key_values, **kwargs) -> BaseModelOutputWithPast:
+        """All blocks in the chunk layout. Recorded hidden states and attentions are in it, too."""
+        position_embeddings = attention_mask = None
+        if self.config.local_attention:
+            position_embeddings = window_positions(self.config, layout, inputs_embeds)
+            attention_mask = local_attention_mask(self.config, layout, inputs_embeds.dtype)
+        hidden_states = layout.to_slots(inputs_embeds)  # (R, N, S, D)
+        for decoder_layer in self.layers[: self.config.num_hidden_layers]:
+            hidden_states = decoder_layer(
+                hidden_states,
+                layout=layout,
+                position_embeddings=position_embeddings,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+    def in_token_order(self, outputs: BaseModelOutputWithPast, layout: ChunkLayout) -> BaseModelOutputWithPast:
+        """Everything that `run_layers` recorded, back from slots to tokens."""
+
+        def weights_to_tokens(weights: torch.Tensor) -> torch.Tensor:
+            by_slot = weights.transpose(2, 3).reshape(*layout.grid_shape, weights.shape[2], -1)  # (R, N, S, H, M)
+            return layout.to_tokens(by_slot).transpose(1, 2)  # (B, H, T, M)
+
+        outputs.last_hidden_state = layout.to_tokens(outputs.last_hidden_state)
+        if outputs.hidden_states is not None:
+            outputs.hidden_states = tuple(layout.to_tokens(states) for states in outputs.hidden_states[:-1])
+            outputs.hidden_states += (outputs.last_hidden_state,)
+        if outputs.attentions is not None:
+            outputs.attentions = tuple(weights_to_tokens(weights) for weights in outputs.attentions)
+        return outputs
+
+
+class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, GenerationMixin):
+    """Latent attention with a language modelling head."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
+
+    def __init__(self, config: LatentAttentionConfig):
+        super().__init__(config)
+        self.model = LatentAttentionModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CausalLMOutputWithPast:
+        """
+        Arguments as in [`LatentAttentionModel`], and:
+
+        Args:
+            labels: `(B, T)`, -100 where there is none; shifted by one inside the loss.
+            logits_to_keep: how many of the last tokens get logits, or their indices; 0 for all.
+        """
+        outputs: BaseModelOutputWithPast = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    @staticmethod
+    def create_masks_for_generate(config, inputs_embeds, attention_mask=None, **kwargs):
+        """`generate()` would turn the mask of a compileable cache into a 4-D one; the layout needs it as it is."""
+        return attention_mask
+
+    def prepare_inputs_for_generation(
+        self, input_ids, past_key_values=None, is_first_iteration=False, tokens_seen=None, **kwargs
+    ):
+        """
+        The library's, and one thing more: in a step of decoding every token is real, and which rows enter a new
+        chunk follows from how many tokens they had after the prefill. So the step neither reads the mask nor asks
+        the device.
+        """
+        if not self.config.is_causal:
+            raise ValueError(
+                "`generate()` needs a causal model, but this one has `is_causal=False`: every token sees the future. "
+                "Train with `is_causal=True` to generate."
+            )
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, past_key_values=past_key_values, is_first_iteration=is_first_iteration, **kwargs
+        )
+        tokens = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
+        if tokens_seen is not None and past_key_values is not None and tokens.shape[1] == 1:
+            inputs["attention_mask"] = None
+            rows = [row for row, seen in enumerate(tokens_seen) if seen > 0 and seen % self.config.chunk_size == 0]
+            inputs["new_chunk_rows"] = torch.tensor(rows, dtype=torch.long).to(tokens.device, non_blocking=True)
+        return inputs
+
+    def _update_model_kwargs_for_generation(self, outputs, model_kwargs, num_new_tokens: int = 1, **kwargs):
+        model_kwargs = super()._update_model_kwargs_for_generation(
+            outputs, model_kwargs, num_new_tokens=num_new_tokens, **kwargs
+        )
+        seen = model_kwargs.get("tokens_seen")
+        if seen is not None:
+            model_kwargs["tokens_seen"] = [count + num_new_tokens for count in seen]
+        elif outputs.past_key_values is not None:
+            # Once after the prefill: the only time that the host has to ask.
+            model_kwargs["tokens_seen"] = outputs.past_key_values.layers[0].state.tokens_seen.tolist()
+        return model_kwargs
+
+
+LatentAttentionModel.register_for_auto_class("AutoModel")
+LatentAttentionForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+
+__all__ = ["LatentAttention", "LatentAttentionForCausalLM", "LatentAttentionModel", "LatentAttentionPreTrainedModel"]
