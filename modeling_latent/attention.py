@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.nn.attention.flex_attention import create_block_mask
 
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -62,10 +63,16 @@ def eager_attention_forward(
     return (weights @ value).transpose(1, 2).contiguous(), weights  # (X, L, H, d)
 
 
-def attention_mask_of(allowed: torch.Tensor, config: LatentAttentionConfig, dtype: torch.dtype) -> torch.Tensor:
-    """`allowed` as the attention implementation wants it: boolean for SDPA, for the others a number to add."""
-    if (config._attn_implementation or "sdpa") == "sdpa":
+def attention_mask_of(allowed: torch.Tensor, config: LatentAttentionConfig, dtype: torch.dtype):
+    """`allowed` `(X, 1, L, S)` as the attention implementation wants it."""
+    implementation = config._attn_implementation or "sdpa"
+    if implementation == "sdpa":
         return allowed
+    if implementation == "flex_attention":
+        batch, _, queries, keys = allowed.shape
+        return create_block_mask(
+            lambda x, head, query, key: allowed[x, 0, query, key], batch, None, queries, keys, device=allowed.device
+        )
     return torch.where(allowed, 0.0, torch.finfo(dtype).min).to(dtype)
 
 

@@ -16,7 +16,7 @@
 from typing import NamedTuple
 
 import torch
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from transformers.cache_utils import STATIC_LAYER_TYPE_MAPPING, CacheLayerMixin
 
@@ -54,6 +54,11 @@ class LatentState(NamedTuple):
     tokens_seen: torch.Tensor  # (B,), of the sequence in progress
 
 
+def map_state(change, state, *others):
+    """`tree_map` over tensors. Parts that a configuration does not have stay `None`."""
+    return tree_map(lambda tensor, *more: None if tensor is None else change(tensor, *more), state, *others)
+
+
 def write_slot(buffer: torch.Tensor, slot: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """`buffer` `(B, H, S, d)` with `value` `(B, H, 1, d)` at each row's `slot` `(B,)`. A new tensor: see `rollback`."""
     here = torch.arange(buffer.shape[2], device=buffer.device) == slot[:, None]  # (B, S)
@@ -65,13 +70,13 @@ def update_rows(state, layout: ChunkLayout, update):
     if layout.new_chunk_rows.shape[0] == 0:
         return state
     rows, enters = layout.new_chunk_rows, layout.enters_chunk
-    old = tree_map(lambda tensor: tensor[rows], state)
+    old = map_state(lambda tensor: tensor[rows], state)
 
     def write(whole, before, after):
         chosen = torch.where(enters.view(-1, *(1,) * (after.ndim - 1)), after, before)
         return whole.index_copy(0, rows, chosen.to(whole.dtype))
 
-    return tree_map(write, state, old, update(old))
+    return map_state(write, state, old, update(old))
 
 
 def state_at(states: LatentState, ends: torch.Tensor, seen: torch.Tensor, chunk_size: int) -> LatentState:
@@ -195,7 +200,7 @@ class LatentAttentionCacheLayer(CacheLayerMixin):
 
     def _apply(self, change) -> None:
         if self.state is not None:
-            self.state = tree_map(change, self.state)
+            self.state = map_state(change, self.state)
             self.history = []
             self.batch_size = self.state.tokens_seen.shape[0]
 
@@ -230,13 +235,13 @@ class StaticLatentAttentionCacheLayer(LatentAttentionCacheLayer):
 
     def store(self, state: LatentState, tokens: int) -> None:
         if self.state is None:
-            self.state = tree_map(torch.clone, state)
+            self.state = map_state(torch.clone, state)
             self.length = self.length.to(self.device)
             if not torch.compiler.is_compiling():
-                for tensor in tree_leaves(self.state) + [self.length]:
-                    torch._dynamo.mark_static_address(tensor)
+                map_state(torch._dynamo.mark_static_address, self.state)
+                torch._dynamo.mark_static_address(self.length)
         else:
-            tree_map(lambda mine, new: mine.copy_(new), self.state, state)
+            map_state(torch.Tensor.copy_, self.state, state)
         self.length.add_(tokens)
 
     def activate_past_recording(self) -> None:

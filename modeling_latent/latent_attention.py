@@ -172,8 +172,8 @@ class LatentAttention(nn.Module):
             valid = layout.slot_valid.flatten(1).expand(rows, -1)
             any_valid = valid.any(1, keepdim=True)
             # A row of padding alone reads anything, finite, and then takes none of it.
-            mask = attention_mask_of(valid | ~any_valid, self.config, keys.dtype)[:, None, None]
-            mask = mask.expand(-1, -1, queries.shape[2], -1)
+            allowed = (valid | ~any_valid)[:, None, None].expand(-1, -1, queries.shape[2], -1)  # (R, 1, M, N C)
+            mask = attention_mask_of(allowed, self.config, keys.dtype)
             reads = any_valid[..., None].to(keys.dtype)
         read, _ = self.input_to_latent(queries, keys, values, mask)
         readout_keys, readout_values = self.refine(self.latents + read * reads)

@@ -50,7 +50,9 @@ from .local_attention import LocalAttention, local_attention_mask, window_positi
 from .model_inputs import check_attention_mask, check_cache, packed_starts
 
 
-class LatentAttentionMLP(nn.Module):
+# Not "…Attention…": in this file the library takes a module of such a name for an attention of its own making, and
+# `set_attn_implementation` would then only warn.
+class GatedMLP(nn.Module):
     def __init__(self, config: LatentAttentionConfig):
         super().__init__()
         std = config.initializer_range
@@ -73,7 +75,7 @@ class LatentAttentionDecoderLayer(GradientCheckpointingLayer):
             self.local_attention = LocalAttention(config, output_std=residual_std(config))
         self.latent_attention = LatentAttention(config)
         self.mlp_norm = make_norm(config)
-        self.mlp = LatentAttentionMLP(config)
+        self.mlp = GatedMLP(config)
 
     def forward(
         self,

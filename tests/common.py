@@ -1,0 +1,53 @@
+# Copyright 2026 The Latent Attention Authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Small models with visible weights, shared by all tests."""
+
+import torch
+
+from modeling_latent import LatentAttentionConfig, LatentAttentionForCausalLM
+
+
+def tiny_config(**overrides) -> LatentAttentionConfig:
+    """Two layers, 16 wide, chunks of 4 tokens, 3 latents; grouped queries, so that heads differ in number."""
+    settings = {
+        "vocab_size": 31,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_latents": 3,
+        "chunk_size": 4,
+    }
+    return LatentAttentionConfig(**{**settings, **overrides})
+
+
+def randomize(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Every parameter of visible size: a projection that starts at zero would let most tests pass by accident."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.3
+            is_norm_scale = name.endswith("norm.weight")
+            parameter.copy_(values + 1 if is_norm_scale else values)
+    return module
+
+
+def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float32, **overrides) -> LatentAttentionForCausalLM:
+    return randomize(LatentAttentionForCausalLM(tiny_config(**overrides)), seed).to(dtype).eval()
+
+
+def random_ids(*shape: int, vocab_size: int = 31, seed: int = 1) -> torch.Tensor:
+    """Token ids without 0 and 1, which tests take for padding and end of text."""
+    return torch.randint(2, vocab_size, shape, generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,538 @@
+# Copyright 2026 The Latent Attention Authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What must hold of latent attention, in the order and with the numbers of docs/architecture.md.
+
+All on random weights of visible size. Unless a test says otherwise float64 with atol 1e-9, where the float32
+tolerance would be 1e-5: what is equal in exact arithmetic is then told from what is only close.
+"""
+
+import itertools
+
+import pytest
+import reference
+import torch
+from common import random_ids, randomize, tiny_config, tiny_model
+from torch.utils._pytree import tree_leaves
+from transformers import DynamicCache, StaticCache
+from transformers.utils import is_flash_attn_2_available
+
+from modeling_latent import LatentAttention, LatentAttentionForCausalLM
+from modeling_latent.prefix_statistics import (
+    BLOCK,
+    EMPTY,
+    chunk_statistics,
+    empty_statistics,
+    exclusive_prefix,
+    merge,
+)
+
+
+# (T, C, M): T < C, T = C, T = kC, kC - 1, kC + 1, M = 1, C = 1
+SHAPES = [(3, 4, 3), (4, 4, 3), (12, 4, 3), (11, 4, 3), (13, 4, 3), (9, 4, 1), (5, 1, 2)]
+FORMS = list(itertools.product([True, False], [True, False], [0, 4]))  # is_causal, local_attention, conv_kernel_size
+CLOSE = {"atol": 1e-9, "rtol": 0}
+
+
+def double_model(**overrides) -> LatentAttentionForCausalLM:
+    return tiny_model(dtype=torch.float64, **overrides)
+
+
+def tensors(tree) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def step_by_step(model, input_ids, pieces, **inputs):
+    """Logits of a forward in pieces of the given sizes, through a cache."""
+    cache, logits, start = DynamicCache(config=model.config), [], 0
+    for size in pieces:
+        stop = start + size
+        more = {name: value[:, :stop] for name, value in inputs.items()}
+        logits.append(model(input_ids[:, start:stop], past_key_values=cache, **more).logits)
+        start = stop
+    return torch.cat(logits, dim=1)
+
+
+# 1. The definition
+
+
+@pytest.mark.parametrize(("is_causal", "local_attention", "kernel"), FORMS)
+@pytest.mark.parametrize(("length", "chunk_size", "num_latents"), SHAPES)
+def test_1_model_and_all_gradients_equal_the_reference(
+    length, chunk_size, num_latents, is_causal, local_attention, kernel
+):
+    model = double_model(
+        chunk_size=chunk_size,
+        num_latents=num_latents,
+        is_causal=is_causal,
+        local_attention=local_attention,
+        conv_kernel_size=kernel,
+        attention_bias=True,
+    )
+    input_ids = random_ids(2, length)
+    target = torch.randn(2, length, 31, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    weights = {name: value.detach().clone().requires_grad_() for name, value in model.named_parameters()}
+    expected = torch.stack([reference.logits(weights, row, model.config) for row in input_ids])
+    logits = model(input_ids).logits
+    torch.testing.assert_close(logits, expected, **CLOSE)
+    (logits * target).sum().backward()
+    (expected * target).sum().backward()
+    for name, parameter in model.named_parameters():
+        ours = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        theirs = torch.zeros_like(parameter) if weights[name].grad is None else weights[name].grad
+        torch.testing.assert_close(ours, theirs, **CLOSE, msg=lambda message, name=name: f"{name}: {message}")
+
+
+@pytest.mark.parametrize("norm_type", ["layer_norm", "rms_norm"])
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_1_layer_alone_equals_the_reference(is_causal, norm_type):
+    config = tiny_config(is_causal=is_causal, norm_type=norm_type)
+    layer = randomize(LatentAttention(config)).double().eval()
+    hidden_states = torch.randn(2, 11, 16, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    weights = dict(layer.named_parameters())
+    expected = torch.stack([reference.latent_attention(weights, row, config) for row in hidden_states])
+    torch.testing.assert_close(layer(hidden_states), expected, **CLOSE)
+
+
+def test_1_layer_alone_takes_padding():
+    layer = randomize(LatentAttention(tiny_config())).double().eval()
+    hidden_states = torch.randn(1, 11, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    mask = torch.tensor([[0, 0, 1, 1, 1, 0, 1, 1, 1, 1, 1]])
+    torch.testing.assert_close(
+        layer(hidden_states, mask)[mask.bool()], layer(hidden_states[mask.bool()][None])[0], **CLOSE
+    )
+
+
+def test_1_a_fresh_layer_alone_is_initialised():
+    layer = LatentAttention(tiny_config(hidden_size=256, num_latents=64))
+    assert 0.9 < layer.latents.std() < 1.1
+    assert 0.9 < layer.input_to_latent.q_proj.weight.std() * 256**0.5 < 1.1
+
+
+@pytest.mark.parametrize("chunks", [1, 2, BLOCK, BLOCK + 1, 2 * BLOCK + 3])
+def test_1_prefix_merge_equals_softmax_over_all_tokens_before(chunks):
+    generator = torch.Generator().manual_seed(chunks)
+    queries = torch.randn(2, 3, 4, generator=generator, dtype=torch.float64)
+    keys, values = torch.randn(2, chunks, 2, 2, 4, generator=generator, dtype=torch.float64)  # (N, H, C, d)
+    statistics = (tensor[None] for tensor in chunk_statistics(queries, keys[:-1], values[:-1], 1.0, 0.0))
+    first = empty_statistics((1, 2, 3), 4, torch.float64, "cpu")
+    lse, out = exclusive_prefix(*statistics, *first)
+    assert lse.shape == (1, chunks, 2, 3)
+    assert torch.equal(lse[:, 0], first[0])
+    assert not out[:, 0].any()
+    for n in range(1, chunks):
+        before_keys, before_values = (part[:n].transpose(0, 1).flatten(1, 2) for part in (keys, values))
+        scores = queries @ before_keys.transpose(1, 2)  # (H, M, n C)
+        torch.testing.assert_close(lse[0, n], scores.logsumexp(-1), **CLOSE)
+        torch.testing.assert_close(out[0, n], scores.softmax(-1) @ before_values, **CLOSE)
+
+
+def test_1_merging_with_an_empty_span_is_the_identity_forward_and_backward():
+    lse = torch.randn(1, 2, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    out = torch.randn(1, 2, 3, 4, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    empty = empty_statistics((1, 2, 3), 4, torch.float32, "cpu")
+    both = merge(*empty, *merge(lse, out, *empty))
+    assert torch.equal(both[0], lse)
+    assert torch.equal(both[1], out)
+    nothing = merge(*empty, *empty)
+    assert (nothing[0] <= EMPTY / 2).all()
+    assert not nothing[1].any()
+    (both[0].sum() + both[1].sum()).backward()
+    # exp(lse - lse) is 1 up to float32 rounding of the derivative
+    torch.testing.assert_close(lse.grad, torch.ones_like(lse), atol=1e-6, rtol=0)
+    torch.testing.assert_close(out.grad, torch.ones_like(out), atol=1e-6, rtol=0)
+
+
+# 2. Causality
+
+
+@pytest.mark.parametrize(("local_attention", "kernel"), [(True, 4), (False, 4), (True, 0), (False, 0)])
+def test_2_a_token_changes_nothing_before_it_and_something_far_after(local_attention, kernel):
+    model = tiny_model(local_attention=local_attention, conv_kernel_size=kernel)
+    input_ids = random_ids(1, 48)
+    logits = model(input_ids).logits
+    for position in (0, 3, 4, 9, 23):
+        changed = input_ids.clone()
+        changed[0, position] = (changed[0, position] + 7) % 31
+        after = model(changed).logits
+        assert torch.equal(after[:, :position], logits[:, :position])
+        assert not torch.equal(after[:, position + 20], logits[:, position + 20])  # 5 C
+
+
+# 3. Continuation
+
+
+@pytest.mark.parametrize(
+    "pieces", [[1] * 21, [9] + [1] * 12, [4, 4, 4, 4, 5], [1, 2, 3, 5, 10], [8, 13], [13, 8], [20, 1]]
+)
+@pytest.mark.parametrize(("local_attention", "kernel", "chunk_size"), [(True, 4, 4), (False, 0, 4), (True, 4, 1)])
+def test_3_one_forward_equals_pieces_of_any_sizes(pieces, local_attention, kernel, chunk_size):
+    model = double_model(local_attention=local_attention, conv_kernel_size=kernel, chunk_size=chunk_size)
+    input_ids = random_ids(2, 21)
+    torch.testing.assert_close(step_by_step(model, input_ids, pieces), model(input_ids).logits, **CLOSE)
+
+
+@pytest.mark.parametrize("rest", [[1] * 10, [3, 7], [10]])
+def test_3_rows_whose_prompts_differ_in_length_continue_as_if_alone(rest):
+    model = double_model()
+    input_ids, lengths = random_ids(5, 23), [13, 12, 9, 8, 0]  # of a prompt padded to 13; one row has none
+    mask = torch.ones(5, 23, dtype=torch.long)
+    for row, length in enumerate(lengths):
+        mask[row, : 13 - length] = 0
+    logits = step_by_step(model, input_ids, [13, *rest], attention_mask=mask)
+    for row, length in enumerate(lengths):
+        alone = model(input_ids[row : row + 1, 13 - length :]).logits
+        torch.testing.assert_close(logits[row : row + 1, 13 - length :], alone, **CLOSE)
+
+
+def test_3_padding_may_come_with_any_piece():
+    model = double_model()
+    input_ids = random_ids(3, 20)
+    mask = torch.rand(3, 20, generator=torch.Generator().manual_seed(5)) > 0.4
+    logits = step_by_step(model, input_ids, [6, 1, 1, 5, 1, 1, 1, 4], attention_mask=mask.long())
+    for row in range(3):
+        alone = model(input_ids[row][mask[row]][None]).logits[0]
+        torch.testing.assert_close(logits[row][mask[row]], alone, **CLOSE)
+
+
+# 4. Padding
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("local_attention", [True, False])
+def test_4_padding_anywhere_leaves_a_row_as_it_is_alone(is_causal, local_attention):
+    model = double_model(is_causal=is_causal, local_attention=local_attention)
+    input_ids = random_ids(5, 14)
+    mask = torch.ones(5, 14, dtype=torch.long)
+    mask[0, :5] = 0  # left
+    mask[1, 9:] = 0  # right
+    mask[2, 3:5] = mask[2, 8] = 0  # holes
+    mask[3] = 0  # nothing at all
+    logits = model(input_ids, attention_mask=mask).logits
+    assert torch.isfinite(logits).all()
+    for row in (0, 1, 2, 4):
+        real = mask[row].bool()
+        torch.testing.assert_close(logits[row, real], model(input_ids[row, real][None]).logits[0], **CLOSE)
+    other_padding = torch.where(mask.bool(), input_ids, (input_ids + 11) % 31)
+    real = mask.bool()
+    assert torch.equal(model(other_padding, attention_mask=mask).logits[real], logits[real])
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_4_gradients_stay_finite_beside_a_row_of_padding(is_causal):
+    model = tiny_model(is_causal=is_causal)
+    mask = torch.ones(2, 9, dtype=torch.long)
+    mask[0] = 0
+    model(random_ids(2, 9), attention_mask=mask).logits[1].sum().backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters() if parameter.grad is not None)
+
+
+def test_4_right_padding_without_a_mask_changes_no_real_logit():
+    model = tiny_model()
+    input_ids = random_ids(1, 14)
+    padded = torch.cat([input_ids, torch.zeros(1, 10, dtype=torch.long)], dim=1)
+    torch.testing.assert_close(model(padded).logits[:, :14], model(input_ids).logits, atol=1e-5, rtol=0)
+
+
+# 5. Packing
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("kernel", [0, 4])
+@pytest.mark.parametrize("chunk_size", [4, 1])
+def test_5_packed_documents_give_the_logits_and_gradients_of_each_alone(is_causal, kernel, chunk_size):
+    model = double_model(is_causal=is_causal, conv_kernel_size=kernel, chunk_size=chunk_size)
+    lengths = [5, 1, 8, 4, 13, 2]
+    input_ids = random_ids(1, sum(lengths))
+    position_ids = torch.cat([torch.arange(length) for length in lengths])[None]
+    target = torch.randn(sum(lengths), 31, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    packed = model(input_ids, position_ids=position_ids).logits[0]
+    ends = torch.tensor([0, *lengths]).cumsum(0)
+    by_lengths = model(input_ids, cu_seq_lens_q=ends.int()).logits[0]
+    torch.testing.assert_close(by_lengths, packed, atol=0, rtol=0)
+    alone = torch.cat([model(part).logits[0] for part in input_ids.split(lengths, dim=1)])
+    torch.testing.assert_close(packed, alone, **CLOSE)
+    gradients = [
+        torch.autograd.grad((logits * target).sum(), list(model.parameters()), allow_unused=True)
+        for logits in (packed, alone)
+    ]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, **CLOSE)
+
+
+def test_5_packed_rows_of_a_batch_with_padding_between():
+    model = double_model()
+    input_ids = random_ids(2, 12)
+    position_ids = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 0, 0, 0, 1, 2], [0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]])
+    mask = torch.tensor([[1] * 7 + [0, 0] + [1] * 3, [0] + [1] * 11])
+    logits = model(input_ids, position_ids=position_ids, attention_mask=mask).logits
+    for row, span in ((0, slice(0, 5)), (0, slice(5, 7)), (0, slice(9, 12)), (1, slice(1, 12))):
+        torch.testing.assert_close(logits[row, span], model(input_ids[row, span][None]).logits[0], **CLOSE)
+
+
+def test_5_the_last_packed_document_continues_from_the_cache():
+    model = double_model()
+    input_ids = random_ids(1, 24)
+    position_ids = torch.cat([torch.arange(9), torch.arange(2), torch.arange(1)])[None]
+    cache = DynamicCache(config=model.config)
+    model(input_ids[:, :12], position_ids=position_ids, past_key_values=cache)
+    rest = torch.cat([model(token, past_key_values=cache).logits for token in input_ids[:, 12:].split(1, 1)], dim=1)
+    torch.testing.assert_close(rest, model(input_ids[:, 11:]).logits[:, 1:], **CLOSE)
+
+
+# 6. Rollback
+
+
+@pytest.mark.parametrize("removed", [0, 1, 2, 3, 4, 5, 9, 12])
+@pytest.mark.parametrize("pieces", [[12], [1] * 12, [5, 1, 1, 5]])
+@pytest.mark.parametrize(("local_attention", "kernel"), [(True, 4), (False, 0)])
+def test_6_crop_gives_the_state_of_never_having_seen_the_tokens(removed, pieces, local_attention, kernel):
+    model = double_model(local_attention=local_attention, conv_kernel_size=kernel)
+    input_ids, mask = random_ids(2, 19), torch.ones(2, 19, dtype=torch.long)
+    mask[1, :3] = 0
+    cache, never = DynamicCache(config=model.config), DynamicCache(config=model.config)
+    model(input_ids[:, :7], attention_mask=mask[:, :7], past_key_values=cache)
+    model(input_ids[:, :7], attention_mask=mask[:, :7], past_key_values=never)
+    cache.activate_past_recording()
+    start = 7
+    for size in pieces:
+        model(input_ids[:, start : start + size], past_key_values=cache)
+        start += size
+    cache.crop(-removed)
+    for position in range(7, 19 - removed):
+        model(input_ids[:, position : position + 1], past_key_values=never)
+    assert cache.get_seq_length() == never.get_seq_length() == 19 - removed
+    for mine, theirs in zip(cache.layers, never.layers, strict=True):
+        for ours, expected in zip(tensors(mine.state), tensors(theirs.state), strict=True):
+            torch.testing.assert_close(ours, expected, **CLOSE)
+
+
+def test_6_crop_undoes_padding_that_came_with_the_tokens():
+    model = double_model()
+    input_ids, mask = random_ids(2, 16), torch.ones(2, 16, dtype=torch.long)
+    mask[0, 9:11] = mask[1, 5] = 0
+    cache = DynamicCache(config=model.config)
+    cache.activate_past_recording()
+    model(input_ids[:, :12], attention_mask=mask[:, :12], past_key_values=cache)
+    cache.crop(-2)
+    logits = model(input_ids[:, 10:], attention_mask=mask, past_key_values=cache).logits
+    for row in range(2):
+        real = mask[row].bool()
+        alone = model(input_ids[row, real][None]).logits[0, -mask[row, 10:].sum() :]
+        torch.testing.assert_close(logits[row][mask[row, 10:].bool()], alone, **CLOSE)
+
+
+def test_6_crop_says_what_it_cannot_do():
+    model = tiny_model()
+    cache = DynamicCache(config=model.config)
+    model(random_ids(1, 6), past_key_values=cache)
+    with pytest.raises(RuntimeError, match="activate_past_recording"):
+        cache.crop(-1)
+    with pytest.raises(ValueError, match="negative"):
+        cache.crop(3)
+
+
+@pytest.mark.parametrize("helper", ["same model", "random model", "prompt lookup"])
+def test_6_assisted_generation_equals_greedy(helper):
+    model = double_model()
+    settings = {
+        "same model": {"assistant_model": model},
+        "random model": {"assistant_model": tiny_model(seed=9, dtype=torch.float64, num_hidden_layers=1)},
+        "prompt lookup": {"prompt_lookup_num_tokens": 3},
+    }[helper]
+    prompt = random_ids(1, 5).repeat(1, 3)
+    common = {"max_new_tokens": 30, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(model.generate(prompt, **common, **settings), model.generate(prompt, **common))
+
+
+# 7. Beam search and the batch operations
+
+
+def test_7_beam_search_with_cache_equals_without():
+    model = double_model()
+    prompt, mask = random_ids(2, 7), torch.ones(2, 7, dtype=torch.long)
+    mask[0, :2] = 0
+    common = {"attention_mask": mask, "num_beams": 3, "max_new_tokens": 14, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(model.generate(prompt, **common), model.generate(prompt, **common, use_cache=False))
+
+
+@pytest.mark.parametrize(
+    ("change", "rows"),
+    [
+        (lambda cache: cache.reorder_cache(torch.tensor([2, 0, 0])), [2, 0, 0]),
+        (lambda cache: cache.batch_repeat_interleave(2), [0, 0, 1, 1, 2, 2]),
+        (lambda cache: cache.batch_select_indices(torch.tensor([2, 1])), [2, 1]),
+    ],
+)
+def test_7_batch_operations_move_whole_rows(change, rows):
+    model = double_model()
+    input_ids, mask = random_ids(3, 18), torch.ones(3, 18, dtype=torch.long)
+    mask[0, :2] = mask[1, :5] = 0
+    cache = DynamicCache(config=model.config)
+    model(input_ids[:, :10], attention_mask=mask[:, :10], past_key_values=cache)
+    change(cache)
+    assert cache.batch_size == len(rows)
+    rest = torch.cat([model(ids, past_key_values=cache).logits for ids in input_ids[rows, 10:].split(1, 1)], dim=1)
+    torch.testing.assert_close(rest, model(input_ids[rows], attention_mask=mask[rows]).logits[:, 10:], **CLOSE)
+
+
+@pytest.mark.parametrize("make", [DynamicCache, lambda config: StaticCache(config, max_cache_len=64)])
+def test_7_reset_leaves_a_cache_as_good_as_new(make):
+    model = double_model()
+    cache, input_ids = make(config=model.config), random_ids(2, 15)
+    for _ in range(2):
+        logits = [model(ids, past_key_values=cache).logits for ids in input_ids.split([9, 1, 1, 1, 3], 1)]
+        torch.testing.assert_close(torch.cat(logits, 1), model(input_ids).logits, **CLOSE)
+        cache.reset()
+        assert cache.get_seq_length() == 0
+
+
+# 8. Constant state
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("local_attention", "kernel"), [(True, 4), (False, 0)])
+def test_8_the_cache_has_the_bytes_of_the_formula_after_64_and_after_65536_tokens(local_attention, kernel, dtype):
+    model = tiny_model(
+        dtype=dtype, num_hidden_layers=1, chunk_size=32, local_attention=local_attention, conv_kernel_size=kernel
+    )
+    cache, sizes = DynamicCache(config=model.config), []
+    with torch.no_grad():
+        for length in (64, 65_536 - 64):
+            for piece in random_ids(2, length).split(16_384, dim=1):
+                model(piece, past_key_values=cache, logits_to_keep=1)
+            leaves = [leaf for layer in cache.layers for leaf in tensors(layer.state)]
+            sizes.append(sum(leaf.numel() * leaf.element_size() for leaf in leaves))
+            assert all(leaf.untyped_storage().nbytes() == leaf.nbytes for leaf in leaves if leaf.ndim > 1)
+    assert cache.get_seq_length() == 65_536
+    assert sizes == [model.config.state_bytes(batch_size=2, dtype=dtype)] * 2
+
+
+# 9. Precision
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_9_half_precision_is_close_to_float32_at_16384_tokens(dtype):
+    """Relative error of the logits, norm over norm, under 3e-2, with the weights that training starts from."""
+    torch.manual_seed(0)
+    config = tiny_config(hidden_size=64, num_latents=16, chunk_size=64, vocab_size=97)
+    model = LatentAttentionForCausalLM(config).eval()
+    input_ids = random_ids(1, 16_384, vocab_size=97)
+    with torch.no_grad():
+        expected = model(input_ids).logits
+        outputs = model.to(dtype)(input_ids, use_cache=True)
+    assert (outputs.logits.float() - expected).norm() / expected.norm() < 3e-2
+    memory = outputs.past_key_values.layers[0].state.memory
+    assert memory.lse.dtype == memory.out.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_9_large_scores_stay_finite_forward_and_backward(dtype):
+    model = tiny_model()
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.latent_attention.input_to_latent.q_proj.weight.mul_(100)
+    model.to(dtype)
+    logits = model(random_ids(1, 41)).logits
+    logits.float().square().mean().backward()
+    assert torch.isfinite(logits).all()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+
+
+# 10. Attention backends
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "flex_attention"])
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_10_backends_agree_with_eager(backend, is_causal):
+    torch.compiler.reset()  # flex attention compiles; on a CPU its kernels for dynamic shapes do not build
+    model = tiny_model(is_causal=is_causal, num_hidden_layers=1)
+    input_ids, mask = random_ids(2, 11), torch.ones(2, 11, dtype=torch.long)
+    mask[0, :3] = 0
+    logits = {}
+    with torch.no_grad():  # flex attention has no backward pass on a CPU
+        for name in ("eager", backend):
+            model.set_attn_implementation(name)
+            assert model.model.layers[0].latent_attention.latent_self.config._attn_implementation == name
+            logits[name] = model(input_ids, attention_mask=mask).logits[mask.bool()]
+    torch.testing.assert_close(logits[backend], logits["eager"], atol=1e-5, rtol=0)
+
+
+def test_10_every_step_goes_through_the_attention_interface(monkeypatch):
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    sdpa, calls = ALL_ATTENTION_FUNCTIONS["sdpa"], []
+
+    def counting(module, *args, **kwargs):
+        calls.append(module)
+        return sdpa(module, *args, **kwargs)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._local_mapping, "sdpa", counting)
+    for is_causal, expected in ((True, 3), (False, 4)):
+        model = tiny_model(is_causal=is_causal, num_hidden_layers=1)
+        calls.clear()
+        model(random_ids(1, 9))
+        layer = model.model.layers[0]
+        steps = [layer.local_attention, layer.latent_attention.latent_self, layer.latent_attention.latent_to_input]
+        steps += [] if is_causal else [layer.latent_attention.input_to_latent]
+        assert len(calls) == expected
+        assert {id(module) for module in calls} == {id(module) for module in steps}
+
+
+@pytest.mark.skipif(is_flash_attn_2_available(), reason="tells what happens where flash attention is missing")
+def test_10_flash_attention_that_is_missing_is_a_clear_error():
+    with pytest.raises((ValueError, ImportError), match="[Ff]lash"):
+        tiny_model().set_attn_implementation("flash_attention_2")
+
+
+# 11. Memory
+
+
+def test_11_activations_are_linear_in_the_number_of_tokens():
+    """Bytes that autograd keeps for the backward pass, 4 times the tokens: at most 4.3 times as many."""
+    model, kept = tiny_model(num_hidden_layers=1, chunk_size=16), []
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    for length in (4096, 16_384):
+        storages = {}
+
+        def pack(tensor, storages=storages):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in parameters:
+                storages[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            output = model(random_ids(1, length), use_cache=False).logits
+        kept.append(sum(storages.values()))
+        del output
+    assert 3.9 < kept[1] / kept[0] < 4.3
+
+
+def test_11_no_single_tensor_of_a_forward_grows_faster_than_the_tokens():
+    """The prefix weights of N chunks would be N x N: no tensor may be more than linear in the tokens."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        largest = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            self.largest = max([self.largest, *(leaf.numel() for leaf in tensors(result))])
+            return result
+
+    model, largest = tiny_model(num_hidden_layers=1, chunk_size=1), []
+    for length in (2048, 8192):
+        with Largest() as mode, torch.no_grad():
+            model(random_ids(1, length), use_cache=False, logits_to_keep=1)
+        largest.append(mode.largest)
+    assert largest[1] <= 4.3 * largest[0]
