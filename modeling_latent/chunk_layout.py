@@ -91,6 +91,7 @@ def grid_layout(
     starts: torch.Tensor | None = None,
     tokens_seen: torch.Tensor | None = None,
     with_cache: bool = False,
+    most_sequences: int | None = None,
 ) -> ChunkLayout:
     """
     Layout of whole chunks for a causal model.
@@ -103,6 +104,8 @@ def grid_layout(
         starts: `(B, T)` bool, tokens that start a packed sequence; `None`: a row is one sequence.
         tokens_seen: `(B,)`, tokens of the sequence that the cache holds; `None`: an empty cache, or none.
         with_cache: whether `ends` and `seen` are needed.
+        most_sequences: how many packed sequences there are at most, if the caller knows: a compiled graph, which
+            can't look how many chunks they fill, then makes room for one chunk more each.
     """
     batch, length = batch_shape
     if valid is None and starts is None and tokens_seen is None:
@@ -121,9 +124,13 @@ def grid_layout(
     chunk = (opens_chunk.cumsum(1) - 1 + (filled > 0)[:, None]).clamp(min=0)  # (B, T)
     slot = chunk * chunk_size + place % chunk_size  # (B, T)
 
-    # Packing is the one case whose number of chunks depends on the data: it waits for the device once a forward.
-    spare = 0 if tokens_seen is None else chunk_size
-    chunks = -(-(length + spare) // chunk_size) if starts is None else int(chunk.max()) + 1
+    if starts is None:
+        chunks = -(-(length + (0 if tokens_seen is None else chunk_size)) // chunk_size)
+    elif torch.compiler.is_compiling() and most_sequences is not None:
+        chunks = length // chunk_size + most_sequences
+    else:
+        # The one case whose number of chunks depends on the data: it waits for the device, once a forward.
+        chunks = int(chunk.max()) + 1
     grid_shape = (batch, chunks, chunk_size)
     has_previous = torch.zeros(batch, chunks + 1, dtype=torch.bool, device=device)
     has_previous[:, 0] = past > chunk_size

@@ -43,11 +43,18 @@ def packed_starts(position_ids, cu_seq_lens_q, valid, inputs_embeds) -> torch.Te
             raise ValueError(f"`cu_seq_lens_q` is for one row of packed sequences, but `input_ids` has {batch} rows.")
         starts = torch.zeros(1, length + 1, dtype=torch.bool, device=inputs_embeds.device)
         return starts.index_fill(1, cu_seq_lens_q.to(starts.device, torch.long), True)[:, :-1]
-    if position_ids is None or length == 1 or torch.compiler.is_compiling() and valid is not None:
+    if position_ids is None or length == 1:
         return None
     starts = (position_ids == 0).expand(batch, length)
     starts = starts if valid is None else starts & valid
-    return starts if starts.sum(1).max() > 1 else None
+    packed = (starts.sum(1) > 1).any()
+    if torch.compiler.is_compiling():
+        # A compiled graph can't look, and must not silently let packed documents see each other.
+        torch._assert_async(
+            ~packed, "`position_ids` restart: a compiled model takes packed sequences by `cu_seq_lens_q` instead."
+        )
+        return None
+    return starts if packed else None
 
 
 def check_cache(past_key_values, config: LatentAttentionConfig, inputs_embeds) -> torch.Tensor | None:

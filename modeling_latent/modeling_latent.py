@@ -185,17 +185,22 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
         starts = None
         if tokens_seen is None:
             starts = packed_starts(position_ids, cu_seq_lens_q, valid, inputs_embeds)
-        layout = self.make_layout(inputs_embeds, valid, starts, tokens_seen, past_key_values, new_chunk_rows)
+        sequences = None if cu_seq_lens_q is None else cu_seq_lens_q.shape[0] - 1
+        layout = self.make_layout(
+            inputs_embeds, valid, starts, sequences, tokens_seen, past_key_values is not None, new_chunk_rows
+        )
         outputs = self.run_layers(layout, inputs_embeds, past_key_values, **{**kwargs, "return_dict": True})
         return self.in_token_order(outputs, layout)
 
-    def make_layout(self, inputs_embeds, valid, starts, tokens_seen, past_key_values, new_chunk_rows) -> ChunkLayout:
+    def make_layout(
+        self, inputs_embeds, valid, starts, sequences, tokens_seen, with_cache, new_chunk_rows
+    ) -> ChunkLayout:
         batch_shape, size, device = inputs_embeds.shape[:2], self.config.chunk_size, inputs_embeds.device
         if not self.config.is_causal:
             return bidirectional_layout(batch_shape, size, device, valid, starts)
         if tokens_seen is not None and valid is None and batch_shape[1] == 1:
             return step_layout(tokens_seen, size, new_chunk_rows)
-        return grid_layout(batch_shape, size, device, valid, starts, tokens_seen, past_key_values is not None)
+        return grid_layout(batch_shape, size, device, valid, starts, tokens_seen, with_cache, sequences)
 
     @capture_outputs
     def run_layers(self, layout: ChunkLayout, inputs_embeds, past_key_values, **kwargs) -> BaseModelOutputWithPast:
