@@ -13,27 +13,33 @@
 # limitations under the License.
 """Latent attention for transformers. Importing this registers config and models with the Auto classes."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from .cache_latent import LatentAttentionCacheLayer, StaticLatentAttentionCacheLayer
 from .configuration_latent import LatentAttentionConfig
 from .modeling_latent import (
     LatentAttention,
     LatentAttentionForCausalLM,
+    LatentAttentionForMaskedLM,
+    LatentAttentionForQuestionAnswering,
+    LatentAttentionForSequenceClassification,
+    LatentAttentionForTokenClassification,
     LatentAttentionModel,
     LatentAttentionPreTrainedModel,
 )
 
 
-AutoConfig.register(LatentAttentionConfig.model_type, LatentAttentionConfig)
-AutoModel.register(LatentAttentionConfig, LatentAttentionModel)
-AutoModelForCausalLM.register(LatentAttentionConfig, LatentAttentionForCausalLM)
+AutoConfig.register(LatentAttentionConfig.model_type, LatentAttentionConfig, exist_ok=True)
 
 __all__ = [
     "LatentAttention",
     "LatentAttentionCacheLayer",
     "LatentAttentionConfig",
     "LatentAttentionForCausalLM",
+    "LatentAttentionForMaskedLM",
+    "LatentAttentionForQuestionAnswering",
+    "LatentAttentionForSequenceClassification",
+    "LatentAttentionForTokenClassification",
     "LatentAttentionModel",
     "LatentAttentionPreTrainedModel",
     "StaticLatentAttentionCacheLayer",

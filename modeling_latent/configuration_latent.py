@@ -24,6 +24,10 @@ AUTO_MAP = {
     "AutoConfig": "configuration_latent.LatentAttentionConfig",
     "AutoModel": "modeling_latent.LatentAttentionModel",
     "AutoModelForCausalLM": "modeling_latent.LatentAttentionForCausalLM",
+    "AutoModelForMaskedLM": "modeling_latent.LatentAttentionForMaskedLM",
+    "AutoModelForQuestionAnswering": "modeling_latent.LatentAttentionForQuestionAnswering",
+    "AutoModelForSequenceClassification": "modeling_latent.LatentAttentionForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling_latent.LatentAttentionForTokenClassification",
 }
 POSITIVE_FIELDS = (
     "vocab_size",

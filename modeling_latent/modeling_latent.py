@@ -30,11 +30,29 @@ and in the chunk layout R rows, N chunks, S slots per chunk (C, or 1 in a decodi
 import torch
 from torch import nn
 
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+    GradientCheckpointingLayer,
+)
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    MaskedLMOutput,
+    SequenceClassifierOutputWithPast,
+)
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
@@ -334,7 +352,118 @@ class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, GenerationMixin
         return model_kwargs
 
 
-LatentAttentionModel.register_for_auto_class("AutoModel")
-LatentAttentionForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+class LatentAttentionForMaskedLM(LatentAttentionPreTrainedModel):
+    """A bidirectional model that fills in masked tokens."""
 
-__all__ = ["LatentAttention", "LatentAttentionForCausalLM", "LatentAttentionModel", "LatentAttentionPreTrainedModel"]
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+
+    def __init__(self, config: LatentAttentionConfig):
+        super().__init__(config)
+        if config.is_causal:
+            raise ValueError(
+                "`is_causal` is True but must be False for masked language modelling: a causal model does not see "
+                "what follows a mask. Make the configuration with `is_causal=False`."
+            )
+        self.model = LatentAttentionModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MaskedLMOutput:
+        """Arguments as in [`LatentAttentionModel`], and `labels` `(B, T)`, -100 where no token is to be filled in."""
+        outputs = self.model(input_ids, attention_mask, inputs_embeds=inputs_embeds, **kwargs)
+        logits = self.lm_head(outputs.last_hidden_state)  # (B, T, V)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class LatentAttentionForSequenceClassification(GenericForSequenceClassification, LatentAttentionPreTrainedModel):
+    """Classifies by the last real token, or, in a bidirectional model, by the mean of the real tokens."""
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SequenceClassifierOutputWithPast:
+        """
+        Arguments as in [`LatentAttentionModel`], and `labels` `(B,)`. Padding, on either side, is where
+        `attention_mask` is 0; without a mask, where `input_ids` are the padding token, if there is one.
+        """
+        outputs = self.model(input_ids, attention_mask, inputs_embeds=inputs_embeds, **kwargs)
+        logits = self.score(outputs.last_hidden_state)  # (B, T, labels)
+        pooled_logits = self.pool(logits, self.real_tokens(input_ids, attention_mask, logits))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, pooled_logits=pooled_logits, config=self.config)
+        return SequenceClassifierOutputWithPast(
+            loss=loss,
+            logits=pooled_logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def real_tokens(self, input_ids, attention_mask, logits: torch.Tensor) -> torch.Tensor:
+        """`(B, T)`, 1 for real tokens."""
+        if attention_mask is not None:
+            return attention_mask[:, -logits.shape[1] :].to(logits.device)
+        if input_ids is not None and self.config.pad_token_id is not None:
+            return (input_ids != self.config.pad_token_id).to(logits.device)
+        return torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
+
+    def pool(self, logits: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        """`(B, T, labels) -> (B, labels)`"""
+        if self.config.is_causal:
+            last = (torch.arange(real.shape[1], device=real.device) * real.bool()).argmax(1)  # (B,)
+            return logits[torch.arange(logits.shape[0], device=logits.device), last]
+        weights = real.to(logits.dtype)[..., None]
+        return (logits * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+class LatentAttentionForTokenClassification(GenericForTokenClassification, LatentAttentionPreTrainedModel):
+    """A label for every token."""
+
+
+class LatentAttentionForQuestionAnswering(GenericForQuestionAnswering, LatentAttentionPreTrainedModel):
+    """Where the answer starts and ends."""
+
+
+# Here and not in the package's `__init__`, which a checkpoint does not carry: the heads make their base model through
+# `AutoModel`, which then finds the copy of the class that belongs to the copy of the configuration.
+for _auto_class, _model_class in (
+    (AutoModel, LatentAttentionModel),
+    (AutoModelForCausalLM, LatentAttentionForCausalLM),
+    (AutoModelForMaskedLM, LatentAttentionForMaskedLM),
+    (AutoModelForSequenceClassification, LatentAttentionForSequenceClassification),
+    (AutoModelForTokenClassification, LatentAttentionForTokenClassification),
+    (AutoModelForQuestionAnswering, LatentAttentionForQuestionAnswering),
+):
+    _auto_class.register(LatentAttentionConfig, _model_class, exist_ok=True)
+    _model_class.register_for_auto_class(_auto_class.__name__)
+
+__all__ = [
+    "LatentAttention",
+    "LatentAttentionForCausalLM",
+    "LatentAttentionForMaskedLM",
+    "LatentAttentionForQuestionAnswering",
+    "LatentAttentionForSequenceClassification",
+    "LatentAttentionForTokenClassification",
+    "LatentAttentionModel",
+    "LatentAttentionPreTrainedModel",
+]
