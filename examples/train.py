@@ -1,0 +1,196 @@
+# Copyright 2026 The Latent Attention Authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Train a causal language model on text, from scratch or from a checkpoint.
+
+    python examples/train.py --output_dir out                                    # the Python standard library
+    python examples/train.py --output_dir out --dataset my_texts/                # a folder of .txt or .parquet files
+    python examples/train.py --output_dir out --dataset roneneldan/TinyStories   # a data set of the Hub
+    python examples/train.py --output_dir out --model path/to/checkpoint         # fine-tune
+    python examples/train.py --output_dir out --resume                           # go on after an interruption
+
+Every flag of transformers' `TrainingArguments` works too. A fresh model wants a larger `--learning_rate` than their
+default, which is made for fine-tuning: the Makefile has the recipe of `make demo`.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bits_per_byte import BitsPerByte, compressed_bits_per_byte, count_bytes, token_losses
+from datasets import Dataset
+from documents import load_documents
+from loss_curve import save_loss_curve
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    HfArgumentParser,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+    default_data_collator,
+    set_seed,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+import modeling_latent  # noqa: F401 (registers the model with the Auto classes)
+
+
+CONFIGURATION = Path(__file__).parents[1] / "configuration" / "latent-tiny"
+END_OF_TEXT, PADDING = "<|endoftext|>", "<|padding|>"
+TOKENIZER_DOCUMENTS = 20_000  # to learn a vocabulary from, which needs no more and must fit into memory
+
+
+@dataclass
+class ExampleArguments:
+    dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "Text to train on, in a column `text`: a .txt or .parquet file, a folder of them, or a data set "
+            "of the Hub, as `owner/name` or `owner/name:configuration`. Default: the Python standard library."
+        },
+    )
+    config: str | None = field(
+        default=None,
+        metadata={"help": "Folder with the config.json of a fresh model. Default: configuration/latent-tiny."},
+    )
+    model: str | None = field(
+        default=None, metadata={"help": "Checkpoint to fine-tune, with its tokenizer, instead of a fresh model."}
+    )
+    resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoint in --output_dir."})
+    block_size: int = field(default=512, metadata={"help": "Tokens per row."})
+
+    def __post_init__(self):
+        if self.model and self.config:
+            raise ValueError(
+                f"--model {self.model} comes with a configuration of its own, so --config {self.config} would have no "
+                "effect: leave one of them out."
+            )
+        if self.block_size < 2:
+            raise ValueError(f"--block_size is {self.block_size} but must be at least 2: a token and its successor.")
+
+
+def checkpoint_to_resume(output_dir: str) -> str:
+    checkpoint = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
+    if checkpoint is None:
+        raise ValueError(
+            f"--resume found no checkpoint in --output_dir {output_dir}: leave --resume out to start from the "
+            "beginning, and give --save_steps to save more often."
+        )
+    return checkpoint
+
+
+def train_tokenizer(documents: Dataset, vocab_size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE: no text is out of its vocabulary, and decoding gives back every byte."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT, PADDING],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    texts = documents.take(min(len(documents), TOKENIZER_DOCUMENTS))["text"]
+    tokenizer.train_from_iterator(texts, trainer, length=len(texts))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=PADDING
+    )
+
+
+def load_model(args: ExampleArguments) -> PreTrainedModel:
+    if args.model:
+        return AutoModelForCausalLM.from_pretrained(args.model)
+    return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(args.config or CONFIGURATION))
+
+
+def load_tokenizer(source: str | None, documents: Dataset, vocab_size: int) -> PreTrainedTokenizerBase:
+    tokenizer = AutoTokenizer.from_pretrained(source) if source else train_tokenizer(documents, vocab_size)
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"The tokenizer of {source} has no `eos_token`, which ends every document: set one.")
+    return tokenizer
+
+
+def tokenize(documents: dict, tokenizer: PreTrainedTokenizerBase) -> dict:
+    return {"input_ids": tokenizer(documents["text"], add_special_tokens=False)["input_ids"]}
+
+
+def pack(documents: dict, eos_token_id: int, block_size: int) -> dict:
+    """
+    Rows of `block_size` tokens, a document's end after each document.
+
+    A row begins with the last token of the row before, so that every token is predicted exactly once. The rest of the
+    last row is not, and needs no mask: it comes after everything that is.
+    """
+    stream = [eos_token_id]
+    for ids in documents["input_ids"]:
+        stream += [*ids, eos_token_id]
+    rows = [stream[start : start + block_size] for start in range(0, len(stream) - 1, block_size - 1)]
+    rest = block_size - len(rows[-1])
+    labels = [*rows[:-1], rows[-1] + [-100] * rest]
+    return {"input_ids": [*rows[:-1], rows[-1] + [eos_token_id] * rest], "labels": labels}
+
+
+def report(metrics: dict[str, float], compressed: dict[str, float], output_dir: str) -> str:
+    lines = ["bits per byte of the validation documents"]
+    lines += [f"  {name + ', one by one':24}{bits:8.3f}" for name, bits in compressed.items()]
+    lines += [
+        f"  {'this model':24}{metrics['eval_bits_per_byte']:8.3f}",
+        f"validation loss: {metrics['eval_nats_per_token']:.3f} nats per token",
+        f"model, tokenizer and loss.png: {output_dir}",
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args, training_args = HfArgumentParser((ExampleArguments, TrainingArguments)).parse_args_into_dataclasses(argv)
+    set_seed(training_args.seed)
+    checkpoint = checkpoint_to_resume(training_args.output_dir) if args.resume else None
+    documents = load_documents(args.dataset)
+    model = load_model(args)
+    tokenizer = load_tokenizer(checkpoint or args.model, documents["train"], model.config.vocab_size)
+
+    columns = documents["train"].column_names
+    tokens = documents.map(tokenize, batched=True, remove_columns=columns, fn_kwargs={"tokenizer": tokenizer})
+    rows = tokens.map(
+        pack,
+        batched=True,
+        remove_columns=["input_ids"],
+        fn_kwargs={"eos_token_id": tokenizer.eos_token_id, "block_size": args.block_size},
+    )
+    validation_texts = documents["validation"]["text"]
+    predicted = sum(len(ids) + 1 for ids in tokens["validation"]["input_ids"])
+
+    trainer = Trainer(
+        model=model,
+        args=training_args,
+        data_collator=default_data_collator,
+        train_dataset=rows["train"],
+        eval_dataset=rows["validation"],
+        processing_class=tokenizer,
+        compute_metrics=BitsPerByte(count_bytes(validation_texts) / predicted),
+        preprocess_logits_for_metrics=token_losses,
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    metrics = trainer.evaluate()
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        save_loss_curve(trainer.state.log_history, Path(training_args.output_dir) / "loss.png")
+        print(report(metrics, compressed_bits_per_byte(validation_texts), training_args.output_dir))
+
+
+if __name__ == "__main__":
+    main()

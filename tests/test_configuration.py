@@ -1,0 +1,271 @@
+# Copyright 2026 The Latent Attention Authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The configuration: what it refuses, what survives saving and loading, what it says about the state's size."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch.utils._pytree import tree_leaves
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+)
+
+from common import random_ids, tiny_config, tiny_model
+from configuration import summary
+from modeling_latent import LatentAttentionConfig
+
+
+README = Path(summary.__file__).parent / "README.md"
+
+
+# (field, value, what is allowed)
+BAD_VALUES = [
+    ("vocab_size", 0, "an integer of at least 1"),
+    ("hidden_size", 0, "an integer of at least 1"),
+    ("intermediate_size", 0, "an integer of at least 1"),
+    ("num_hidden_layers", 0, "an integer of at least 1"),
+    ("num_attention_heads", 0, "an integer of at least 1"),
+    ("num_key_value_heads", 0, "an integer of at least 1"),
+    ("head_dim", 0, "an integer of at least 1"),
+    ("num_latents", 0, "an integer of at least 1"),
+    ("num_latents", -3, "an integer of at least 1"),
+    ("chunk_size", 0, "an integer of at least 1"),
+    ("chunk_size", -4, "an integer of at least 1"),
+    ("conv_kernel_size", -1, "an integer of at least 0"),
+    ("num_attention_heads", 3, "a divisor of `hidden_size` (16)"),
+    ("num_key_value_heads", 3, "a divisor of `num_attention_heads` (4)"),
+    ("num_key_value_heads", 8, "a divisor of `num_attention_heads` (4)"),
+    ("head_dim", 5, "even"),
+    ("norm_type", "batch_norm", '"layer_norm" or "rms_norm"'),
+    ("norm_eps", 0.0, "greater than 0"),
+    ("initializer_range", -0.02, "greater than 0"),
+    ("attention_dropout", 1.0, "at least 0 and less than 1"),
+    ("attention_dropout", -0.1, "at least 0 and less than 1"),
+    ("hidden_act", "sillu", "gelu, "),
+    # Refused by type, in the words of the library.
+    ("num_latents", 64.0, "expected int"),
+    ("chunk_size", 64.0, "expected int"),
+    ("conv_kernel_size", 4.0, "expected int"),
+    ("num_latents", True, "expected int"),
+    ("num_latents", "64", "expected int"),
+    ("chunk_size", None, "expected int"),
+    ("local_attention", "yes", "expected bool"),
+    ("is_causal", 1, "expected bool"),
+    ("norm_eps", 1, "expected float"),
+    ("attention_dropout", None, "float"),
+    ("layer_types", ["full_attention", "full_attention"], '"latent_attention" once for each of the 2 layers'),
+    ("layer_types", ["latent_attention"] * 3, '"latent_attention" once for each of the 2 layers'),
+]
+
+
+@pytest.mark.parametrize("field, value, allowed", BAD_VALUES)
+def test_a_bad_value_is_refused_with_field_value_and_what_is_allowed(field, value, allowed):
+    with pytest.raises((ValueError, StrictDataclassError)) as error:
+        tiny_config(**{field: value})
+    message = str(error.value)
+    assert re.search(rf"{field}.*\b(is|value:?) {re.escape(repr(value))}", message)
+    assert allowed in message
+
+
+@pytest.mark.parametrize("rope_type", ["linear", "dynamic", "yarn", "longrope", "llama3", "unheard_of"])
+def test_scaled_rotary_embeddings_are_refused(rope_type):
+    with pytest.raises((ValueError, StrictDataclassError), match=f"rope_parameters.*{rope_type}.*default"):
+        tiny_config(rope_parameters={"rope_type": rope_type, "factor": 2.0})
+
+
+@pytest.mark.parametrize(
+    "rope_parameters",
+    [
+        {"rope_theta": 0.0},
+        {"rope_theta": None},
+        {"rope_theta": 1e4, "partial_rotary_factor": 0.5},
+        {"latent_attention": {"rope_theta": 1e4}},
+    ],
+)
+def test_rotary_settings_that_no_model_follows_are_refused(rope_parameters):
+    """Accepted, they would fail in the first forward, or be without effect."""
+    with pytest.raises((ValueError, StrictDataclassError), match="rope_parameters"):
+        tiny_config(rope_parameters=rope_parameters)
+
+
+def test_defaults_that_follow_from_other_fields():
+    config = tiny_config(num_key_value_heads=None, head_dim=None)
+    assert (config.num_key_value_heads, config.head_dim) == (4, 4)
+    assert config.layer_types == ["latent_attention"] * 2
+    assert config.rope_parameters == {"rope_type": "default", "rope_theta": 10000.0}
+
+
+# Nothing at its default, so that a field lost on the way shows.
+UNUSUAL = {
+    "num_key_value_heads": 1,
+    "head_dim": 6,
+    "conv_kernel_size": 0,
+    "local_attention": False,
+    "is_causal": False,
+    "hidden_act": "relu",
+    "norm_type": "rms_norm",
+    "norm_eps": 1e-3,
+    "attention_bias": True,
+    "attention_dropout": 0.25,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+    "initializer_range": 0.01,
+    "use_cache": False,
+    "tie_word_embeddings": True,
+    "pad_token_id": 1,
+    "bos_token_id": 2,
+    "eos_token_id": [3, 4],
+    "dtype": "bfloat16",
+}
+
+
+def through_dict(config, folder):
+    return LatentAttentionConfig.from_dict(config.to_dict())
+
+
+def through_json(config, folder):
+    return LatentAttentionConfig(**json.loads(config.to_json_string()))
+
+
+def through_folder(config, folder):
+    config.save_pretrained(folder)
+    return LatentAttentionConfig.from_pretrained(folder)
+
+
+def through_auto_config(config, folder):
+    config.save_pretrained(folder)
+    return AutoConfig.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("way", [through_dict, through_json, through_folder, through_auto_config])
+def test_round_trip_keeps_every_field(way, tmp_path):
+    config = tiny_config(**UNUSUAL)
+    again = way(config, tmp_path)
+    assert type(again) is LatentAttentionConfig
+    assert again.to_json_string() == config.to_json_string()
+    assert {name: getattr(again, name) for name in UNUSUAL} == {**UNUSUAL, "dtype": torch.bfloat16}
+    assert again.layer_types == ["latent_attention"] * 2
+
+
+def test_without_the_code_the_plain_fields_are_readable(tmp_path):
+    """`AutoTokenizer` reads the config this way where it may not run the folder's code."""
+    tiny_config().save_pretrained(tmp_path)
+    assert PreTrainedConfig.from_pretrained(tmp_path).num_latents == 3
+
+
+def test_fewer_layers_while_loading(tmp_path):
+    """Fields given to `from_pretrained` are set after the rest: what follows from them has to follow."""
+    tiny_config().save_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path, num_hidden_layers=1)
+    assert len(DynamicCache(config=config).layers) == 1
+    config.save_pretrained(tmp_path)
+
+
+def test_repository_names_in_auto_map_are_dropped():
+    """A checkpoint read from the Hub names the repository that its code came from; a copy has code of its own."""
+    read = {name: f"someone/model--{path}" for name, path in tiny_config().auto_map.items()}
+    assert tiny_config(auto_map=read).auto_map == tiny_config().auto_map
+
+
+@pytest.mark.parametrize("config_class", [LatentAttentionConfig, LlamaConfig])
+def test_unknown_arguments_are_kept_as_in_llama(config_class, tmp_path):
+    config_class(note="kept", rope_theta=500.0, num_labels=3).save_pretrained(tmp_path)
+    config = config_class.from_pretrained(tmp_path)
+    assert config.note == "kept"
+    assert config.rope_parameters["rope_theta"] == 500.0
+    assert config.num_labels == 3 and len(config.id2label) == 3
+
+
+def test_arguments_of_from_pretrained_override_and_unknown_ones_come_back(tmp_path):
+    tiny_config().save_pretrained(tmp_path)
+    config, unused = AutoConfig.from_pretrained(tmp_path, num_latents=7, note="x", return_unused_kwargs=True)
+    assert config.num_latents == 7
+    assert unused == {"note": "x"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"local_attention": False},
+        {"conv_kernel_size": 0},
+        {"conv_kernel_size": 1},
+        {"num_key_value_heads": 4, "head_dim": 6, "num_latents": 5, "chunk_size": 3, "num_hidden_layers": 1},
+    ],
+)
+def test_state_bytes_are_those_of_a_real_cache(overrides, dtype):
+    model = tiny_model(dtype=dtype, **overrides)
+    cache = model(random_ids(3, 11), use_cache=True).past_key_values
+    tensors = [tensor for layer in cache.layers for tensor in tree_leaves(layer.state) if tensor is not None]
+    assert model.config.state_bytes(batch_size=3, dtype=dtype) == sum(tensor.nbytes for tensor in tensors)
+
+
+def build_on_meta(name: str) -> torch.nn.Module:
+    config = AutoConfig.from_pretrained(README.parent / name)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+@pytest.mark.parametrize("name", summary.NAMES)
+def test_readme_states_the_number_of_parameters(name):
+    row = re.search(rf"^\| `{name}` \|.*$", README.read_text(encoding="utf-8"), re.MULTILINE).group()
+    stated = int(row.split("|")[4].replace(",", ""))
+    assert sum(parameter.numel() for parameter in build_on_meta(name).parameters()) == stated
+
+
+def test_readme_table_is_what_the_command_writes(tmp_path):
+    written = tmp_path / "README.md"
+    written.write_text(f"# Title\n{summary.START}an old table\n{summary.END}The end.\n", encoding="utf-8")
+    summary.write(written)
+    start, end = "# Title\n" + summary.START, summary.END + "The end.\n"
+    table = written.read_text(encoding="utf-8").removeprefix(start).removesuffix(end)
+    assert table.count("\n") == 2 + len(summary.NAMES)
+    assert summary.START + table + summary.END in README.read_text(encoding="utf-8")
+
+
+def test_every_folder_is_in_the_table():
+    assert sorted(path.parent.name for path in README.parent.glob("*/config.json")) == sorted(summary.NAMES)
+
+
+@pytest.mark.parametrize("name, parameters", [("latent-135m", "134,515,008"), ("latent-360m", "361,821,120")])
+def test_without_latent_attention_it_is_a_llama_of_the_same_shape(name, parameters):
+    config = AutoConfig.from_pretrained(README.parent / name)
+    fields = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "tie_word_embeddings")
+    heads = ("num_attention_heads", "num_key_value_heads", "head_dim")
+    llama_config = LlamaConfig(**{field: getattr(config, field) for field in fields + heads})
+    with torch.device("meta"):
+        llama = LlamaForCausalLM(llama_config)
+    total, latent = summary.count_parameters(config)
+    assert total - latent == llama.num_parameters() == int(parameters.replace(",", ""))
+    assert parameters in README.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", summary.NAMES)
+def test_ready_made_configurations_carry_no_code(name):
+    stored = json.loads((README.parent / name / "config.json").read_text(encoding="utf-8"))
+    assert stored["model_type"] == "latent_attention"
+    assert stored["architectures"] == ["LatentAttentionForCausalLM"]
+    assert "auto_map" not in stored
+    assert sorted(path.name for path in (README.parent / name).iterdir()) == ["config.json"]
+    known = LatentAttentionConfig().to_dict()
+    assert set(stored) <= set(known)

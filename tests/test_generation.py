@@ -1,0 +1,722 @@
+# Copyright 2026 The Latent Attention Authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Everything that `generate()` offers, measured as transformers' own generation suite measures Llama.
+
+Token for token in float64, so that what is equal in exact arithmetic is told from what is only close. Prompts and
+what is generated cross several chunks of 4.
+"""
+
+import copy
+import functools
+import shutil
+import threading
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.utils._pytree import tree_leaves, tree_map
+from transformers import (
+    CompileConfig,
+    DynamicCache,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    StaticCache,
+    TextIteratorStreamer,
+    pipeline,
+)
+from transformers.generation import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput, GenerationMixin
+from transformers.generation.streamers import BaseStreamer
+
+from common import random_ids, tiny_model
+from modeling_latent import LatentAttentionForCausalLM
+
+
+CHUNK, NEW = 4, 13  # NEW: three chunks and one token
+CLOSE = {"atol": 1e-9, "rtol": 0}
+CLOSE32 = {"atol": 1e-5, "rtol": 0}  # `generate()` turns logits into float32
+EVERYTHING = {
+    "return_dict_in_generate": True,
+    "output_scores": True,
+    "output_logits": True,
+    "output_hidden_states": True,
+    "output_attentions": True,
+}
+METHODS = {
+    "greedy": {},
+    "greedy with processors": {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "bad_words_ids": [[5], [7, 8]]},
+    "guided greedy": {"guidance_scale": 1.5},
+    "sampling": {"do_sample": True, "top_k": 10, "top_p": 0.9, "temperature": 0.7},
+    "several samples": {"do_sample": True, "num_return_sequences": 3},
+    "beam search": {"num_beams": 3, "length_penalty": 2.0, "num_return_sequences": 2},
+    "beam sampling": {"num_beams": 2, "do_sample": True, "top_k": 10},
+}
+CACHES = [DynamicCache, lambda config: StaticCache(config, max_cache_len=64)]
+each_cache = pytest.mark.parametrize("cache_implementation", [None, "static"])
+
+
+def double_model(**overrides) -> LatentAttentionForCausalLM:
+    return tiny_model(dtype=torch.float64, **overrides)
+
+
+def eager_model(**overrides) -> LatentAttentionForCausalLM:
+    """Attention weights are there to be recorded."""
+    model = double_model(**overrides)
+    model.set_attn_implementation("eager")
+    return model
+
+
+def generate(model, input_ids=None, **settings):
+    """Greedy unless the settings say otherwise, and always from the same seed."""
+    torch.manual_seed(0)
+    defaults = {"do_sample": False, "max_new_tokens": NEW, "pad_token_id": 0}
+    return model.generate(input_ids, **{**defaults, **settings})
+
+
+def left_padded(lengths, seed: int = 1) -> tuple[list, dict]:
+    """Prompts of several lengths `(1, T)`, and the batch of them."""
+    rows = [random_ids(1, length, seed=seed + i) for i, length in enumerate(lengths)]
+    input_ids, mask = torch.zeros(2, len(rows), max(lengths), dtype=torch.long)
+    for i, row in enumerate(rows):
+        input_ids[i, -row.shape[1] :], mask[i, -row.shape[1] :] = row[0], 1
+    return rows, {"input_ids": input_ids, "attention_mask": mask}
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One word per token id: "w2 w3 ...", padded on the left."""
+    vocabulary = {"[PAD]": 0, "[EOS]": 1, **{f"w{i}": i for i in range(2, 31)}}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[PAD]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", eos_token="[EOS]", padding_side="left"
+    )
+
+
+# Decoding methods
+
+
+@pytest.mark.parametrize("local_attention", [True, False])
+@pytest.mark.parametrize("kernel", [0, 4])
+def test_greedy_takes_the_likeliest_token_of_a_full_forward_every_time(local_attention, kernel):
+    model = double_model(local_attention=local_attention, conv_kernel_size=kernel)
+    expected = random_ids(2, 6)
+    for _ in range(NEW):
+        likeliest = model(expected, use_cache=False).logits[:, -1].argmax(-1, keepdim=True)
+        expected = torch.cat([expected, likeliest], dim=1)
+    assert torch.equal(generate(model, expected[:, :6]), expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_decoding_with_cache_equals_decoding_without(method):
+    model, (_, batch) = double_model(), left_padded([9, 6, 1])
+    settings = {**batch, **METHODS[method], "return_dict_in_generate": True, "output_scores": True}
+    cached, full = generate(model, **settings), generate(model, **settings, use_cache=False)
+    assert full.past_key_values is None
+    assert torch.equal(cached.sequences, full.sequences)
+    for ours, theirs in zip(cached.scores, full.scores, strict=True):
+        torch.testing.assert_close(ours, theirs, **CLOSE32)
+
+
+def test_sdpa_generates_what_eager_does():
+    model, (_, batch) = double_model(), left_padded([7, 3])
+    assert model.config._attn_implementation == "sdpa"
+    assert torch.equal(generate(model, **batch), generate(eager_model(), **batch))
+
+
+def test_several_sequences_per_prompt_are_rows_of_their_own():
+    model, (_, batch) = double_model(), left_padded([7, 3])
+    repeated = {name: tensor.repeat_interleave(3, dim=0) for name, tensor in batch.items()}
+    samples = generate(model, **batch, do_sample=True, num_return_sequences=3)
+    assert torch.equal(samples, generate(model, **repeated, do_sample=True))
+    assert len({tuple(sample) for sample in samples.tolist()}) == 6
+
+
+def test_a_decoding_loop_of_ones_own_gets_a_cache_that_fits():
+    def likeliest(model, input_ids, past_key_values, **kwargs):
+        for _ in range(NEW):
+            unseen = input_ids[:, past_key_values.get_seq_length() :]
+            logits = model(unseen, past_key_values=past_key_values).logits
+            input_ids = torch.cat([input_ids, logits[:, -1:].argmax(-1)], dim=1)
+        return input_ids
+
+    model, prompt = double_model(), random_ids(2, 6)
+    assert torch.equal(generate(model, prompt, custom_generate=likeliest), generate(model, prompt))
+
+
+def test_it_is_a_generation_model_that_can_be_rolled_back():
+    assert GenerationMixin in LatentAttentionForCausalLM.__bases__
+    assert not LatentAttentionForCausalLM._is_stateful
+    assert LatentAttentionForCausalLM._supports_default_dynamic_cache()
+
+
+# Dict outputs
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("method", ["greedy", "several samples", "beam search", "beam sampling"])
+def test_dict_outputs_have_the_shapes_of_every_step(method, use_cache):
+    model, settings = eager_model(), METHODS[method]
+    out = generate(model, random_ids(2, 6), **settings, **EVERYTHING, use_cache=use_cache)
+    beams, returned = settings.get("num_beams", 1), settings.get("num_return_sequences", 1)
+    rows = 2 * max(beams, returned)
+    assert isinstance(out, GenerateDecoderOnlyOutput if beams == 1 else GenerateBeamDecoderOnlyOutput)
+    assert out.sequences.shape == (2 * returned, 6 + NEW)
+    assert (out.past_key_values is not None) == use_cache
+    for per_step in (out.scores, out.logits):
+        assert [tensor.shape for tensor in per_step] == [(rows, 31)] * NEW
+    tokens = [6] + [1 if use_cache else 6 + step for step in range(1, NEW)]
+    assert [[state.shape for state in step] for step in out.hidden_states] == [[(rows, t, 16)] * 3 for t in tokens]
+    assert [[read.shape for read in step] for step in out.attentions] == [[(rows, 4, t, 3)] * 2 for t in tokens]
+
+
+def test_what_a_step_records_is_what_a_full_forward_records():
+    model, (_, batch) = eager_model(), left_padded([6, 3])
+    out = generate(model, **batch, **EVERYTHING)
+    mask = torch.cat([batch["attention_mask"], torch.ones(2, NEW - 1, dtype=torch.long)], dim=1)
+    full = model(out.sequences[:, :-1], attention_mask=mask, output_hidden_states=True, output_attentions=True)
+    for step in range(NEW):
+        token = 5 + step
+        torch.testing.assert_close(out.logits[step].double(), full.logits[:, token], **CLOSE32)
+        for ours, theirs in zip(out.hidden_states[step], full.hidden_states, strict=True):
+            torch.testing.assert_close(ours[:, -1], theirs[:, token], **CLOSE)
+        for ours, theirs in zip(out.attentions[step], full.attentions, strict=True):
+            torch.testing.assert_close(ours[:, :, -1], theirs[:, :, token], **CLOSE)
+            torch.testing.assert_close(ours.sum(-1)[:, :, -1], torch.ones(2, 4, dtype=torch.float64), **CLOSE)
+
+
+# Padding
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 3}, {"cache_implementation": "static"}, {"use_cache": False}])
+def test_left_padded_rows_generate_what_they_do_alone(settings):
+    model, (rows, batch) = double_model(), left_padded([11, 8, 6, 4, 1])
+    together = generate(model, **batch, **settings)
+    for row, generated in zip(rows, together, strict=True):
+        assert torch.equal(generated[-NEW:], generate(model, row, **settings)[0, -NEW:])
+
+
+def test_a_mask_is_inferred_from_padding_tokens():
+    model, (_, batch) = double_model(), left_padded([7, 3])
+    assert torch.equal(generate(model, batch["input_ids"]), generate(model, **batch))
+
+
+def test_a_row_that_ends_early_leaves_the_others_alone():
+    model, (rows, batch) = double_model(), left_padded([7, 5, 3])
+    end = int(generate(model, **batch)[1, -NEW + 4])  # the fifth token that the second row generates, or earlier
+    together = generate(model, **batch, eos_token_id=end)
+    for row, generated in zip(rows, together[:, 7:], strict=True):
+        alone = generate(model, row, eos_token_id=end)[0, row.shape[1] :]
+        assert torch.equal(generated[: len(alone)], alone)
+        assert not generated[len(alone) :].any()
+
+
+# Inputs
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 2}, {"cache_implementation": "static"}])
+def test_embeddings_generate_what_their_tokens_do(settings):
+    model, (_, batch) = double_model(), left_padded([7, 3])
+    embeds, mask = model.get_input_embeddings()(batch["input_ids"]).detach(), batch["attention_mask"]
+    expected = generate(model, **batch, **settings)
+    assert torch.equal(
+        generate(model, batch["input_ids"], inputs_embeds=embeds, attention_mask=mask, **settings), expected
+    )
+    assert torch.equal(generate(model, inputs_embeds=embeds, attention_mask=mask, **settings), expected[:, 7:])
+
+
+def test_other_embeddings_beside_the_same_tokens_give_other_scores():
+    model, input_ids = double_model(), random_ids(1, 7)
+    settings = {"return_dict_in_generate": True, "output_scores": True}
+    other = torch.rand(1, 7, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    pairs = zip(
+        generate(model, input_ids, **settings).scores,
+        generate(model, input_ids, inputs_embeds=other, **settings).scores,
+        strict=True,
+    )
+    assert not any(torch.allclose(ours, theirs) for ours, theirs in pairs)
+
+
+def test_without_a_prompt_generation_starts_from_the_bos_token():
+    model = double_model()
+    assert torch.equal(generate(model, bos_token_id=1), generate(model, torch.tensor([[1]])))
+
+
+@each_cache
+def test_position_ids_that_only_count_change_nothing(cache_implementation):
+    model, (_, batch) = double_model(), left_padded([7, 3])
+    positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    with_positions = generate(model, **batch, position_ids=positions, cache_implementation=cache_implementation)
+    assert torch.equal(with_positions, generate(model, **batch))
+
+
+def test_the_last_of_packed_documents_is_continued():
+    model, (first, last) = double_model(), (random_ids(1, 6), random_ids(1, 9, seed=2))
+    positions = torch.cat([torch.arange(6), torch.arange(9)])[None]
+    packed = generate(model, torch.cat([first, last], dim=1), position_ids=positions)
+    assert torch.equal(packed[:, 6:], generate(model, last))
+
+
+def test_kwargs_of_ones_own_reach_the_forward():
+    inputs = double_model().prepare_inputs_for_generation(random_ids(1, 6), some_argument="kept")
+    assert inputs["some_argument"] == "kept"
+
+
+def test_only_the_last_token_gets_logits_unless_asked_for():
+    model, prompt, tokens = double_model(), random_ids(1, 7), []
+    model.lm_head.register_forward_pre_hook(lambda module, args: tokens.append(args[0].shape[1]))
+    expected = generate(model, prompt)
+    assert tokens == [1] * NEW
+    assert torch.equal(generate(model, prompt, logits_to_keep=0), expected)
+    assert tokens[NEW:] == [7] + [1] * (NEW - 1)
+    assert torch.equal(generate(model, prompt, logits_to_keep=0, prompt_lookup_num_tokens=3), expected)
+
+
+def test_logits_to_keep_takes_a_number_or_indices():
+    model, input_ids = double_model(), random_ids(2, 11)
+    logits = model(input_ids).logits
+    torch.testing.assert_close(model(input_ids, logits_to_keep=3).logits, logits[:, -3:], **CLOSE)
+    kept = torch.tensor([0, 4, 10])
+    torch.testing.assert_close(model(input_ids, logits_to_keep=kept).logits, logits[:, kept], **CLOSE)
+
+
+# Continuation
+
+
+@each_cache
+@pytest.mark.parametrize("extra", [0, 1, 6])
+@pytest.mark.parametrize("lengths", [[7, 7], [7, 4, 1]])
+def test_a_returned_cache_is_continued_as_if_all_had_been_one_prompt(lengths, extra, cache_implementation):
+    """`extra`: tokens after the last generated one, which no forward has seen yet; padded in front like a prompt."""
+    model, (_, batch) = double_model(), left_padded(lengths)
+    settings = {"cache_implementation": cache_implementation, "return_dict_in_generate": True}
+    out = generate(model, **batch, **settings)
+    mask = [batch["attention_mask"], torch.ones(len(lengths), NEW, dtype=torch.long)]
+    sequences = [out.sequences]
+    if extra:
+        turn = left_padded([max(extra - 2 * i, 1) for i in range(len(lengths))], seed=7)[1]
+        mask, sequences = mask + [turn["attention_mask"]], sequences + [turn["input_ids"]]
+    mask, sequences = torch.cat(mask, dim=1), torch.cat(sequences, dim=1)
+    continued = generate(model, sequences, attention_mask=mask, past_key_values=out.past_key_values)
+    for row, real, generated in zip(sequences, mask, continued, strict=True):
+        alone = row[real.bool()][None]
+        expected = generate(model, alone, attention_mask=torch.ones_like(alone))
+        assert torch.equal(generated[-NEW:], expected[0, -NEW:])
+
+
+def test_only_the_new_tokens_may_be_passed_beside_the_whole_mask():
+    model, (_, batch) = double_model(), left_padded([7, 3])
+    out, more = generate(model, **batch, return_dict_in_generate=True), random_ids(2, 5, seed=7)
+    mask = torch.nn.functional.pad(batch["attention_mask"], (0, NEW + 5), value=1)
+    expected = generate(model, torch.cat([out.sequences, more], dim=1), attention_mask=mask)
+    unseen = torch.cat([out.sequences[:, -1:], more], dim=1)
+    continued = generate(model, unseen, attention_mask=mask, past_key_values=out.past_key_values)
+    assert torch.equal(continued[:, -NEW:], expected[:, -NEW:])
+
+
+def test_a_cache_is_continued_from_embeddings():
+    model, prompt = double_model(), random_ids(2, 6)
+    out = generate(model, prompt, return_dict_in_generate=True)
+    embeds = model.get_input_embeddings()(torch.cat([out.sequences, random_ids(2, 5, seed=7)], dim=1)).detach()
+    continued = generate(model, inputs_embeds=embeds, past_key_values=out.past_key_values)
+    assert torch.equal(continued, generate(model, inputs_embeds=embeds))
+
+
+def test_a_continued_cache_holds_what_one_go_leaves():
+    model, (_, batch) = double_model(), left_padded([7, 3])
+    whole = generate(model, **batch, return_dict_in_generate=True)
+    part = generate(model, **batch, return_dict_in_generate=True, max_new_tokens=NEW - 5)
+    mask = torch.nn.functional.pad(batch["attention_mask"], (0, NEW - 5), value=1)
+    settings = {"attention_mask": mask, "max_new_tokens": 5, "return_dict_in_generate": True}
+    rest = generate(model, part.sequences, past_key_values=part.past_key_values, **settings)
+    assert torch.equal(rest.sequences, whole.sequences)
+    assert rest.past_key_values.get_seq_length() == whole.past_key_values.get_seq_length() == 7 + NEW - 1
+    for ours, theirs in zip(rest.past_key_values.layers, whole.past_key_values.layers, strict=True):
+        torch.testing.assert_close(tree_leaves(ours.state), tree_leaves(theirs.state), **CLOSE)
+
+
+@each_cache
+@pytest.mark.parametrize("prefill_chunk_size", [1, 3, 4, 5, 8, 20])
+def test_prefill_in_pieces_generates_the_same(prefill_chunk_size, cache_implementation):
+    model, (_, batch) = double_model(), left_padded([11, 8, 1])
+    expected = generate(model, **batch)
+    settings = {"prefill_chunk_size": prefill_chunk_size, "cache_implementation": cache_implementation}
+    assert torch.equal(generate(model, **batch, **settings), expected)
+    assert torch.equal(generate(model, batch["input_ids"][:1], **settings), expected[:1])
+
+
+# Caches
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("method", ["greedy", "sampling", "beam search"])
+def test_static_cache_generates_what_a_dynamic_one_does(method, dtype):
+    model, (_, batch) = tiny_model(dtype=dtype), left_padded([7, 3])
+    out = generate(model, **batch, **METHODS[method], cache_implementation="static", return_dict_in_generate=True)
+    assert type(out.past_key_values) is StaticCache
+    assert torch.equal(out.sequences, generate(model, **batch, **METHODS[method]))
+
+
+@pytest.mark.parametrize("make", CACHES)
+def test_a_cache_serves_again_after_reset(make):
+    model = double_model()
+    cache = make(config=model.config)
+    for seed, rows in ((1, 2), (2, 2), (3, 1)):  # the last of another batch size
+        prompt = random_ids(rows, 6 + seed, seed=seed)
+        assert torch.equal(generate(model, prompt, past_key_values=cache), generate(model, prompt))
+        cache.reset()
+
+
+def test_the_length_that_a_static_cache_was_asked_for_is_no_limit():
+    model, prompt = double_model(), random_ids(1, 6)
+    cache = StaticCache(config=model.config, max_cache_len=2)
+    assert torch.equal(generate(model, prompt, past_key_values=cache), generate(model, prompt))
+
+
+# Compiled. `backend="eager"` traces and guards like any other, and spares the minutes of code generation.
+
+
+@pytest.fixture
+def compiled():
+    """Settings that make `generate()` compile on any device, and count graphs from zero."""
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+
+    def settings(backend="eager"):
+        config = CompileConfig(fullgraph=True, backend=backend, mode=None)
+        config._compile_all_devices = True
+        return {"cache_implementation": "static", "compile_config": config}
+
+    yield settings
+    torch.compiler.reset()
+
+
+def compiled_graphs() -> int:
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+# Rows that enter a chunk together: none or all; none, one or two.
+@pytest.mark.parametrize(("lengths", "graphs"), [([6], 2), ([6, 6], 2), ([8, 6, 4], 3)])
+def test_compiled_greedy_equals_dynamic_with_a_few_graphs_for_any_number_of_tokens(compiled, lengths, graphs):
+    model, settings = double_model(), compiled()
+    for seed, new in ((1, NEW), (7, 2 * NEW)):
+        batch = left_padded(lengths, seed)[1]
+        expected = generate(model, **batch, max_new_tokens=new)
+        assert torch.equal(generate(model, **batch, max_new_tokens=new, **settings), expected)
+        assert compiled_graphs() == graphs
+
+
+def test_any_number_of_rows_may_enter_a_chunk_in_one_compiled_step(compiled):
+    model, (_, batch) = (
+        double_model(num_hidden_layers=1),
+        left_padded([5, 6, 10, 7, 3, 11, 4, 8, 12, 16]),
+    )  # one, two, three and four
+    expected = generate(model, **batch)
+    assert torch.equal(generate(model, **batch, **compiled()), expected)
+    assert compiled_graphs() <= 3
+
+
+def test_compiled_steps_record_everything(compiled):
+    model, prompt = eager_model(num_hidden_layers=1), random_ids(2, 6)
+    ours, expected = generate(model, prompt, **EVERYTHING, **compiled()), generate(model, prompt, **EVERYTHING)
+    assert compiled_graphs() == 2
+    for name in ("scores", "logits", "hidden_states", "attentions"):
+        torch.testing.assert_close(tree_leaves(ours[name]), tree_leaves(expected[name]), **CLOSE32)
+
+
+@pytest.mark.parametrize("lengths", [[9], [9, 6]])
+def test_prefill_in_pieces_compiles(compiled, lengths):
+    model, (_, batch) = double_model(num_hidden_layers=1), left_padded(lengths)
+    out = generate(model, **batch, prefill_chunk_size=3, **compiled())
+    assert torch.equal(out, generate(model, **batch))
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="needs a C++ compiler")
+def test_generated_code_equals_dynamic(compiled):
+    model, prompt = double_model(num_hidden_layers=1), random_ids(1, 6)
+    assert torch.equal(generate(model, prompt, **compiled("inductor")), generate(model, prompt))
+
+
+# Assisted generation
+
+
+def helper_settings(model, helper: str, tokens: int) -> dict:
+    """`tokens` candidates per round."""
+    assistant = {"same weights": double_model(), "random weights": double_model(seed=9, num_hidden_layers=1)}
+    if helper == "prompt lookup":
+        return {"prompt_lookup_num_tokens": tokens}
+    assistant = assistant.get(helper, model)
+    assistant.generation_config.num_assistant_tokens = tokens
+    assistant.generation_config.assistant_confidence_threshold = 0
+    assistant.generation_config.num_assistant_tokens_schedule = "constant"
+    return {"assistant_early_exit": 1} if helper == "early exit" else {"assistant_model": assistant}
+
+
+each_helper = pytest.mark.parametrize(
+    "helper", ["same weights", "same model", "random weights", "early exit", "prompt lookup"]
+)
+
+
+@each_helper
+@pytest.mark.parametrize("tokens", [1, 4, 6])
+def test_assisted_generation_equals_greedy(helper, tokens):
+    model, prompt = double_model(), random_ids(1, 5).repeat(1, 2)
+    for settings in ({}, {"repetition_penalty": 1.2}):
+        assisted = generate(model, prompt, **settings, **helper_settings(model, helper, tokens))
+        assert torch.equal(assisted, generate(model, prompt, **settings))
+
+
+def test_assisted_generation_accepts_many_tokens_in_one_forward():
+    model, forwards = double_model(), []
+    model.model.register_forward_pre_hook(lambda module, args: forwards.append(args))
+    generate(model, random_ids(1, 6), **helper_settings(model, "same weights", 5))
+    assert len(forwards) == 3  # 6 + 6 + 1 tokens
+
+
+@each_helper
+def test_assisted_generation_takes_a_padded_prompt(helper):
+    model, (rows, batch) = double_model(), left_padded([7, 10])
+    batch = {name: tensor[:1] for name, tensor in batch.items()}
+    assisted = generate(model, **batch, **helper_settings(model, helper, 3))
+    assert torch.equal(assisted[:, 10:], generate(model, rows[0])[:, 7:])
+
+
+@each_helper
+def test_assisted_generation_returns_everything_as_greedy_does(helper):
+    """Not the values of hidden states and attentions: the library cuts those of the first round off the prompt's."""
+    model, prompt = eager_model(), random_ids(1, 6)
+    assisted = generate(model, prompt, **EVERYTHING, **helper_settings(model, helper, 3))
+    greedy = generate(model, prompt, **EVERYTHING)
+    for name in ("scores", "logits"):
+        torch.testing.assert_close(assisted[name], greedy[name], **CLOSE32)
+    for name in ("hidden_states", "attentions"):
+        assert tree_map(torch.Tensor.size, assisted[name]) == tree_map(torch.Tensor.size, greedy[name])
+    for ours, theirs in zip(assisted.past_key_values.layers, greedy.past_key_values.layers, strict=True):
+        torch.testing.assert_close(tree_leaves(ours.state), tree_leaves(theirs.state), **CLOSE)
+
+
+@each_helper
+@pytest.mark.parametrize("again", [{}, {"prompt_lookup_num_tokens": 3}])
+def test_the_cache_of_assisted_generation_is_continued(helper, again):
+    model, prompt = double_model(), random_ids(1, 6)
+    out = generate(model, prompt, return_dict_in_generate=True, **helper_settings(model, helper, 3))
+    more = torch.cat([out.sequences, random_ids(1, 5, seed=7)], dim=1)
+    # Assisted generation of the library takes what the cache has not seen, and no more.
+    settings = {"attention_mask": torch.ones_like(more), "past_key_values": out.past_key_values}
+    expected = generate(model, more, attention_mask=settings["attention_mask"])
+    assert torch.equal(generate(model, more[:, -6:], **settings, **again)[:, -NEW:], expected[:, -NEW:])
+
+
+def test_the_cache_of_assisted_generation_stays_of_constant_size():
+    model, prompt = double_model(), random_ids(1, 6)
+    cache = DynamicCache(config=model.config)
+    out = generate(model, prompt, prompt_lookup_num_tokens=3, past_key_values=cache)
+    generate(model, out, past_key_values=cache)
+    assert not any(layer.history for layer in cache.layers)
+
+
+def test_assisted_sampling_returns_everything_for_every_token():
+    model, prompt = eager_model(), random_ids(1, 6)
+    out = generate(model, prompt, do_sample=True, **EVERYTHING, **helper_settings(model, "same weights", 3))
+    assert out.sequences.shape == (1, 6 + NEW)
+    for per_step in (out.scores, out.logits, out.hidden_states, out.attentions):
+        assert len(per_step) == NEW
+    assert out.past_key_values.get_seq_length() == 6 + NEW - 1
+
+
+# Streamers and the pipeline
+
+
+class RecordingStreamer(BaseStreamer):
+    def __init__(self):
+        self.pieces, self.ended = [], 0
+
+    def put(self, value):
+        self.pieces.append(value)
+
+    def end(self):
+        self.ended += 1
+
+
+@pytest.mark.parametrize("settings", [{}, {"cache_implementation": "static"}, {"prompt_lookup_num_tokens": 3}])
+def test_a_streamer_gets_the_prompt_and_then_every_token(settings):
+    model, prompt, streamer = double_model(), random_ids(1, 6), RecordingStreamer()
+    sequence = generate(model, prompt, streamer=streamer, **settings)
+    assert torch.equal(streamer.pieces[0], prompt)
+    assert torch.equal(torch.cat([piece.flatten() for piece in streamer.pieces]), sequence[0])
+    assert streamer.ended == 1
+
+
+def test_text_is_streamed_while_it_is_generated():
+    model, tokenizer, prompt = double_model(), tiny_tokenizer(), random_ids(1, 6)
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=60)
+    worker = threading.Thread(target=generate, args=(model, prompt), kwargs={"streamer": streamer})
+    worker.start()
+    text = "".join(streamer)
+    worker.join()
+    assert text == tokenizer.decode(generate(model, prompt)[0, 6:])
+
+
+def test_text_generation_pipeline_gives_each_prompt_its_own_text():
+    model, tokenizer = double_model(), tiny_tokenizer()
+    prompts = ["w2 w3 w4 w5 w6 w7 w8 w9 w10", "w11 w12", "w20 w21 w22 w23"]
+    generator = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    settings = {"max_new_tokens": NEW, "do_sample": False, "return_full_text": False}
+    together = generator(prompts, batch_size=3, **settings)
+    for prompt, (result,) in zip(prompts, together, strict=True):
+        row = tokenizer(prompt, return_tensors="pt").input_ids
+        new = generate(model, row, eos_token_id=1)[0, row.shape[1] :]
+        assert result["generated_text"].strip() == tokenizer.decode(new, skip_special_tokens=True)
+
+
+# What a step costs
+
+
+def record_calls(module: torch.nn.Module, calls: list) -> None:
+    """The leading dimension, rows, of what the module is called with."""
+    module.register_forward_pre_hook(lambda module, args: calls.append(args[0].shape[0]))
+
+
+@each_cache
+def test_the_latents_side_runs_once_per_chunk(cache_implementation):
+    model = double_model()
+    names = ("latent_self", "input_to_latent.q_proj", "latent_to_input.k_proj")
+    calls = [{name: [] for name in names} for _ in model.model.layers]
+    for layer, of_layer in zip(model.model.layers, calls, strict=True):
+        for name in names:
+            record_calls(layer.latent_attention.get_submodule(name), of_layer[name])
+    generate(model, random_ids(1, 6), max_new_tokens=3 * CHUNK, cache_implementation=cache_implementation)
+    # Once in the prefill; then tokens 9, 13 and 17 enter a chunk. The last that is generated is not read.
+    for of_layer in calls:
+        assert {name: len(rows) for name, rows in of_layer.items()} == dict.fromkeys(names, 1 + 3)
+
+
+@each_cache
+def test_only_the_rows_that_enter_a_chunk_are_computed(cache_implementation):
+    model, rows = double_model(), []
+    record_calls(model.model.layers[-1].latent_attention.latent_to_input.k_proj, rows)
+    batch = left_padded([8, 6, 4, 2])[1]
+    generate(model, **batch, max_new_tokens=CHUNK + 1, cache_implementation=cache_implementation)
+    # Of four steps the first takes rows 0 and 2 into a new chunk, the third rows 1 and 3.
+    assert rows == [4, 2, 2]
+
+
+def test_a_decoding_step_never_waits_for_the_device(monkeypatch):
+    """On the meta device there are no values: to look at one, which elsewhere is to wait for it, is an error."""
+    model, steps = double_model(), []
+    prepare = model.prepare_inputs_for_generation
+
+    @functools.wraps(prepare)
+    def recording(*args, **kwargs):
+        steps.append(copy.deepcopy((args, kwargs)))
+        return prepare(*args, **kwargs)
+
+    monkeypatch.setattr(model, "prepare_inputs_for_generation", recording)
+    generate(model, **left_padded([8, 6, 4])[1], max_new_tokens=2 * CHUNK)
+
+    def without_values(value):
+        return value.to("meta") if isinstance(value, torch.Tensor) else value
+
+    model, entering = double_model().to("meta"), []
+    for args, kwargs in steps[1:]:  # the prefill may look
+        for layer in kwargs["past_key_values"].layers:
+            layer.state = tree_map(without_values, layer.state)
+        args, kwargs = tree_map(without_values, (args, kwargs))
+        inputs = model.prepare_inputs_for_generation(*args, **kwargs)
+        entering.append(inputs["new_chunk_rows"].shape[0])
+        assert model(**inputs).logits.shape == (3, 1, 31)
+    assert entering == [2, 0, 1, 0, 2, 0, 1]
+
+    with pytest.raises((RuntimeError, NotImplementedError)):  # a mask passed by hand is looked at
+        model(**{**inputs, "attention_mask": torch.ones(3, 1, device="meta")})
+
+
+# Errors
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_cache": False}, {"num_beams": 2}, {"prompt_lookup_num_tokens": 2}])
+def test_a_bidirectional_model_does_not_generate(settings):
+    with pytest.raises(ValueError, match="is_causal=True"):
+        generate(double_model(is_causal=False), random_ids(1, 6), **settings)
+
+
+def test_a_mask_of_four_dimensions_is_refused():
+    model, mask = double_model(), torch.ones(1, 1, 6, 6)
+    with pytest.raises(ValueError, match="must be 2D"):
+        generate(model, random_ids(1, 6), attention_mask=mask)
+    with pytest.raises(ValueError, match="must be 2-D"):
+        model(random_ids(1, 6), attention_mask=mask)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"cache_implementation": "offloaded"}, "stays on the device"),
+        ({"cache_implementation": "offloaded_static"}, "stays on the device"),
+        ({"cache_implementation": "quantized"}, "QuantizedCache.*latent_attention"),
+        (
+            {"cache_implementation": "quantized", "cache_config": {"backend": "hqq"}},
+            "QuantizedCache.*latent_attention",
+        ),
+    ],
+)
+def test_caches_that_it_cannot_have_are_refused(settings, reason):
+    with pytest.raises(ValueError, match=reason):
+        generate(double_model(), random_ids(1, 6), **settings)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: DynamicCache(),
+        lambda: DynamicCache(config=LlamaConfig(num_hidden_layers=2)),
+        lambda: StaticCache(config=LlamaConfig(num_hidden_layers=2), max_cache_len=64),
+        lambda: DynamicCache(config=double_model(num_hidden_layers=3).config),
+    ],
+    ids=["no config", "Llama", "static Llama", "more layers"],
+)
+def test_an_empty_cache_made_for_another_model_is_refused(make):
+    for call in (double_model(), functools.partial(generate, double_model())):
+        with pytest.raises(ValueError, match=r"Pass `DynamicCache\(config=model.config\)`"):
+            call(random_ids(1, 6), past_key_values=make())
+
+
+@pytest.mark.parametrize("tokens", [1, 6])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"chunk_size": 8},
+        {"num_latents": 5},
+        {"hidden_size": 32},
+        {"num_key_value_heads": 4},
+        {"conv_kernel_size": 0},
+        {"conv_kernel_size": 3},
+        {"local_attention": False},
+    ],
+    ids=str,
+)
+def test_a_cache_that_another_model_has_filled_is_refused(other, tokens):
+    other = double_model(**other)
+    cache = DynamicCache(config=other.config)
+    other(random_ids(1, 9), past_key_values=cache)
+    with pytest.raises(ValueError, match=r"Pass `DynamicCache\(config=model.config\)`"):
+        double_model()(random_ids(1, tokens), past_key_values=cache)
+
+
+@pytest.mark.parametrize("make", CACHES)
+def test_a_cache_of_another_batch_size_is_refused(make):
+    model = double_model()
+    cache = make(config=model.config)
+    generate(model, random_ids(2, 6), past_key_values=cache)
+    for tokens in (1, 6):
+        with pytest.raises(ValueError, match="batch size 2 but the input of 3.*batch_repeat_interleave"):
+            model(random_ids(3, tokens), past_key_values=cache)

@@ -1,0 +1,562 @@
+# Copyright 2026 The Latent Attention Authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Training, and saving and loading in all the ways of the library."""
+
+import os
+import re
+from pathlib import Path
+
+import accelerate
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
+from torch.nn.functional import cross_entropy
+from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments, set_seed
+from transformers.distributed import DistributedConfig
+
+from common import random_ids, randomize, tiny_config, tiny_model
+from modeling_latent import LatentAttentionForCausalLM
+
+
+VOCAB = 31
+LENGTH = 14  # three complete chunks of 4 tokens and a half
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    set_seed(0)
+
+
+def close(actual, expected, atol: float = 1e-5):
+    torch.testing.assert_close(actual, expected, atol=atol, rtol=atol, check_dtype=False)
+
+
+def gradients(model: torch.nn.Module, **inputs) -> dict[str, torch.Tensor | None]:
+    """Of the loss, by parameter; `None` for those that the loss does not depend on."""
+    model.zero_grad(set_to_none=True)
+    model(**inputs).loss.backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def padded_batch() -> dict[str, torch.Tensor]:
+    """Three rows, one padded on the left, one on the right."""
+    input_ids = random_ids(3, LENGTH)
+    attention_mask = torch.ones_like(input_ids)
+    attention_mask[1, :5] = 0
+    attention_mask[2, -3:] = 0
+    labels = input_ids.where(attention_mask.bool(), -100)
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+
+# Loss
+
+
+def test_loss_is_of_the_next_token_where_the_label_is_not_minus_100():
+    model, input_ids = tiny_model(), random_ids(2, LENGTH)
+    labels = input_ids.clone()
+    labels[:, 3:6] = -100
+    outputs = model(input_ids, labels=labels)
+    kept = labels[:, 1:] != -100
+    close(outputs.loss, cross_entropy(outputs.logits[:, :-1][kept], input_ids[:, 1:][kept]))
+
+
+def test_num_items_in_batch_divides_the_summed_loss():
+    model, input_ids = tiny_model(), random_ids(2, LENGTH)
+    mean = model(input_ids, labels=input_ids).loss
+    close(model(input_ids, labels=input_ids, num_items_in_batch=100).loss, mean * 2 * (LENGTH - 1) / 100)
+
+
+def test_shift_labels_are_taken_as_they_are():
+    model, input_ids, targets = tiny_model(), random_ids(2, LENGTH), random_ids(2, LENGTH, seed=2)
+    outputs = model(input_ids, labels=input_ids, shift_labels=targets)
+    close(outputs.loss, cross_entropy(outputs.logits.flatten(0, 1), targets.flatten()))
+
+
+@pytest.mark.parametrize(("kept", "positions"), [(1, [-1]), (3, [-3, -2, -1]), (torch.tensor([0, 5]), [0, 5])])
+def test_logits_to_keep(kept, positions):
+    model, input_ids = tiny_model(), random_ids(2, LENGTH)
+    close(model(input_ids, logits_to_keep=kept).logits, model(input_ids).logits[:, positions])
+
+
+# Gradients
+
+
+@pytest.mark.parametrize("randomized", [True, False])
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize(("local_attention", "kernel"), [(True, 4), (False, 4), (True, 0), (False, 0)])
+def test_every_parameter_has_a_gradient(is_causal, local_attention, kernel, randomized):
+    model = LatentAttentionForCausalLM(
+        tiny_config(is_causal=is_causal, local_attention=local_attention, conv_kernel_size=kernel, attention_bias=True)
+    )
+    model = randomize(model) if randomized else model
+    input_ids = random_ids(2, LENGTH)
+    for name, gradient in gradients(model, input_ids=input_ids, labels=input_ids).items():
+        # Adding the same number to all scores of a query changes nothing, so a bias of keys that are not rotated
+        # has a gradient of rounding errors.
+        assert gradient is not None and gradient.abs().max() > 0 or name.endswith("k_proj.bias"), name
+
+
+@pytest.mark.parametrize("length", [3, 4])
+def test_in_a_single_chunk_nothing_is_compressed_and_only_the_compression_has_no_gradient(length):
+    # `DistributedDataParallel` needs `find_unused_parameters=True` if a whole batch may be as short as that.
+    model, input_ids = tiny_model(), random_ids(2, length)
+    without = {
+        re.sub(r"^model\.layers\.\d\.", "", name)
+        for name, gradient in gradients(model, input_ids=input_ids, labels=input_ids).items()
+        if gradient is None or not gradient.any()
+    }
+    compression = [f"input_to_latent.{letter}_proj.weight" for letter in "qkvo"]
+    compression += [f"{module}.{name}" for module in ("token_conv", "latent_norm") for name in ("weight", "bias")]
+    assert without == {f"latent_attention.{name}" for name in compression}
+
+
+def checkpoint_activations(model: LatentAttentionForCausalLM, use_reentrant: bool):
+    # Newer versions have another name for it and warn of this one.
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    enable({"use_reentrant": use_reentrant})
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_gradient_checkpointing_gives_equal_gradients(is_causal, use_reentrant, dropout):
+    model = tiny_model(is_causal=is_causal, attention_dropout=dropout).train()
+    calls = []
+    model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    set_seed(1)
+    expected = gradients(model, **padded_batch())
+    checkpoint_activations(model, use_reentrant)
+    set_seed(1)
+    close(gradients(model, **padded_batch()), expected)
+    assert len(calls) == 1 + 2, "the layer was not computed again in the backward"
+
+
+def test_inputs_embeds_equal_their_ids_and_get_a_gradient():
+    model, input_ids = tiny_model(), random_ids(2, LENGTH)
+    embeds = model.get_input_embeddings()(input_ids).detach().requires_grad_()
+    outputs = model(inputs_embeds=embeds, labels=input_ids)
+    close(outputs.logits, model(input_ids).logits)
+    outputs.loss.backward()
+    assert embeds.grad[:, :-1].abs().amax(-1).gt(0).all()  # the last token predicts nothing
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_bf16_autocast_is_close_to_float32(is_causal):
+    model = tiny_model(is_causal=is_causal)
+    expected_logits, expected = model(padded_batch()["input_ids"]).logits, gradients(model, **padded_batch())
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(padded_batch()["input_ids"]).logits
+        actual = gradients(model, **padded_batch())
+    assert logits.dtype == torch.bfloat16
+    assert (logits - expected_logits).norm() / expected_logits.norm() < 3e-2
+    assert {gradient.dtype for gradient in actual.values()} == {torch.float32}
+    assert all(gradient.any() for gradient in actual.values())
+    actual, expected = (torch.cat([g.flatten() for g in grads.values()]) for grads in (actual, expected))
+    assert (actual - expected).norm() / expected.norm() < 5e-2
+
+
+# torch.compile
+
+
+@pytest.fixture
+def fresh_compiler():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def assert_compiled_equals_eager(model: LatentAttentionForCausalLM, **inputs):
+    expected_loss, expected = model(**inputs).loss, gradients(model, **inputs)
+    model.zero_grad(set_to_none=True)
+    # Captures the forward and the backward whole; which code is then made of the graphs is not this model's matter.
+    loss = torch.compile(model, fullgraph=True, backend="aot_eager")(**inputs).loss
+    loss.backward()
+    close(loss, expected_loss)
+    close({name: parameter.grad for name, parameter in model.named_parameters()}, expected)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_compiled_forward_and_backward_equal_eager(is_causal, padded, fresh_compiler):
+    inputs = padded_batch()
+    if not padded:
+        del inputs["attention_mask"]
+    assert_compiled_equals_eager(tiny_model(is_causal=is_causal, num_hidden_layers=1).train(), **inputs)
+
+
+def test_compiled_packed_documents_equal_eager(fresh_compiler):
+    collator = DataCollatorWithFlattening(return_position_ids=False, return_flash_attn_kwargs=True)
+    batch = collator([{"input_ids": random_ids(length).tolist()} for length in (5, 8, 1)])
+    assert_compiled_equals_eager(tiny_model(num_hidden_layers=1).train(), **batch)
+
+
+def test_compiled_takes_position_ids_that_do_not_restart_and_refuses_others(fresh_compiler):
+    model, input_ids = tiny_model(num_hidden_layers=1), random_ids(1, LENGTH)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    position_ids = torch.arange(LENGTH)[None]
+    close(compiled(input_ids, position_ids=position_ids, use_cache=False).logits, model(input_ids).logits)
+    with pytest.raises(RuntimeError, match="cu_seq_lens_q"):
+        compiled(input_ids, position_ids=position_ids % 5, use_cache=False)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_one_graph_serves_all_batch_sizes_and_lengths(padded, fresh_compiler):
+    model, graphs = tiny_model(num_hidden_layers=1), []
+
+    def counting(graph, example_inputs):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counting)
+    # Without a mask, lengths that fill their last chunk are the plainer case and get a graph of their own.
+    for batch, length in ((2, 14), (3, 9), (5, 33)):
+        inputs = {"input_ids": random_ids(batch, length)}
+        if padded:
+            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"]).tril(length - 3)
+        with torch.no_grad():
+            close(compiled(**inputs, use_cache=False).logits, model(**inputs).logits)
+    assert len(graphs) == 1
+
+
+# Packed documents
+
+
+@pytest.mark.parametrize("lengths", [(5, 8, 1, 13), (4, 8, 4), (1, 1, 3), (9,)])
+@pytest.mark.parametrize("sent", ["position_ids", "cu_seq_lens", "both"])
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("kernel", [0, 4])
+def test_packed_documents_equal_the_documents_one_by_one(lengths, sent, is_causal, kernel):
+    model = tiny_model(dtype=torch.float64, is_causal=is_causal, conv_kernel_size=kernel)
+    documents = [random_ids(length, seed=length) for length in lengths]
+    collator = DataCollatorWithFlattening(
+        return_position_ids=sent != "cu_seq_lens", return_flash_attn_kwargs=sent != "position_ids"
+    )
+    batch = collator([{"input_ids": document.tolist()} for document in documents])
+    tokens = sum(length - 1 for length in lengths)  # that a label is known for
+
+    packed = gradients(model, **batch, num_items_in_batch=tokens)
+    outputs = model(**batch, num_items_in_batch=tokens)
+    model.zero_grad(set_to_none=True)
+    alone = [model(document[None], labels=document[None], num_items_in_batch=tokens) for document in documents]
+    loss = sum(output.loss for output in alone)
+    loss.backward()
+    close(outputs.logits, torch.cat([output.logits for output in alone], dim=1), atol=1e-9)
+    close(outputs.loss, loss, atol=1e-6)  # the library computes it in float32
+    for name, parameter in model.named_parameters():
+        expected = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        actual = torch.zeros_like(parameter) if packed[name] is None else packed[name]
+        close(actual, expected, atol=1e-6)
+
+
+# Embeddings
+
+
+@pytest.mark.parametrize("size", [40, 20])
+@pytest.mark.parametrize("tied", [True, False])
+def test_resized_embeddings_keep_the_old_logits_and_survive_saving(tied, size, tmp_path):
+    model, input_ids = tiny_model(tie_word_embeddings=tied), random_ids(2, LENGTH, vocab_size=20)
+    before = model(input_ids).logits
+    model.resize_token_embeddings(size)
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
+    logits = model(input_ids, labels=input_ids).logits
+    assert logits.shape == (2, LENGTH, size)
+    close(logits[..., :20], before[..., :20])
+    model.save_pretrained(tmp_path)
+    loaded = LatentAttentionForCausalLM.from_pretrained(tmp_path)
+    assert loaded.config.vocab_size == size
+    assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) == tied
+    assert torch.equal(loaded(input_ids).logits, logits)
+
+
+# Saving and loading
+
+
+@pytest.fixture
+def sharded(tmp_path) -> tuple[LatentAttentionForCausalLM, Path]:
+    model = tiny_model()
+    model.save_pretrained(tmp_path, max_shard_size="10KB")
+    assert (tmp_path / "model.safetensors.index.json").exists()
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    return model, tmp_path
+
+
+@pytest.mark.parametrize("device_map", [None, "cpu", "auto", {"": "cpu"}])
+def test_shards_load_on_any_device_map(device_map, sharded):
+    model, folder = sharded
+    input_ids = random_ids(2, LENGTH)
+    loaded = LatentAttentionForCausalLM.from_pretrained(folder, device_map=device_map)
+    assert torch.equal(loaded(input_ids).logits, model(input_ids).logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_dtype_auto_is_the_saved_one(dtype, tmp_path):
+    tiny_model(dtype=dtype).save_pretrained(tmp_path)
+    loaded = LatentAttentionForCausalLM.from_pretrained(tmp_path, dtype="auto")
+    assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
+
+
+def test_layers_offloaded_to_disk_give_the_same_logits_and_text(sharded, tmp_path):
+    model, folder = sharded
+    input_ids = random_ids(2, LENGTH)
+    device_map = {"model.embed_tokens": "cpu", "model.norm": "cpu", "lm_head": "cpu"}
+    device_map |= {"model.layers.0": "cpu", "model.layers.1": "disk"}
+    loaded = LatentAttentionForCausalLM.from_pretrained(
+        folder, device_map=device_map, offload_folder=tmp_path / "offloaded"
+    )
+    assert loaded.model.layers[1].latent_attention.latents.device.type == "meta"
+    assert torch.equal(loaded(input_ids).logits, model(input_ids).logits)
+    options = {"max_new_tokens": 9, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(loaded.generate(input_ids, **options), model.generate(input_ids, **options))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("make_empty", [lambda: torch.device("meta"), accelerate.init_empty_weights])
+def test_a_model_on_the_meta_device_takes_a_state_dict(make_empty, tied):
+    model, input_ids = tiny_model(tie_word_embeddings=tied), random_ids(2, LENGTH)
+    with make_empty():
+        empty = LatentAttentionForCausalLM(model.config).eval()
+    assert all(tensor.device.type == "meta" for tensor in (*empty.parameters(), *empty.buffers()))
+    empty.load_state_dict(model.state_dict(), assign=True)
+    assert torch.equal(empty(input_ids).logits, model(input_ids).logits)
+
+
+def test_an_empty_model_is_loaded_and_dispatched_by_accelerate(sharded):
+    model, folder = sharded
+    input_ids = random_ids(2, LENGTH)
+    with accelerate.init_empty_weights():
+        empty = LatentAttentionForCausalLM(model.config).eval()
+    loaded = accelerate.load_checkpoint_and_dispatch(empty, folder, device_map="auto")
+    assert torch.equal(loaded(input_ids).logits, model(input_ids).logits)
+
+
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_weights_offloaded_by_accelerate_give_the_same_logits(where, tmp_path):
+    model, input_ids = tiny_model(), random_ids(2, LENGTH)
+    expected = model(input_ids).logits
+    if where == "memory":
+        accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    else:
+        accelerate.disk_offload(model, tmp_path, execution_device=torch.device("cpu"))
+    assert all(parameter.device.type == "meta" for parameter in model.parameters())
+    assert torch.equal(model(input_ids).logits, expected)
+
+
+# Initialisation
+
+WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_latents": 64, "initializer_range": 0.03}
+UNIT = 256**-0.5
+RESIDUAL = 0.03 / 2  # two layers: 1 / sqrt(2 * 2)
+STD = {
+    r"latents": 1.0,
+    r"(input_to_latent|latent_to_input)\.[qk]_proj\.weight": UNIT,
+    r"(local_attention|latent_to_input)\.o_proj\.weight|down_proj\.weight": RESIDUAL,
+    r"v_proj\.weight|(input_to_latent|latent_self)\.o_proj\.weight": 0.03,
+    r"(local_attention|latent_self)\.[qk]_proj\.weight|(gate_proj|up_proj|embed_tokens|lm_head)\.weight": 0.03,
+    r"token_conv\.weight": 0.5,
+    r"bias": 0.0,
+}
+
+
+def assert_initialised(name: str, parameter: torch.Tensor):
+    if name.endswith("norm.weight"):
+        assert (parameter == 1).all(), name
+        return
+    (std,) = [std for pattern, std in STD.items() if re.search(rf"(^|\.)({pattern})$", name)]
+    # The smallest, the convolution, has 1,024 elements: their standard deviation is within 2 % of its own.
+    assert parameter.std().item() == pytest.approx(std, rel=0.1), name
+    assert abs(parameter.mean().item()) <= 0.1 * std, name
+
+
+def test_fresh_parameters_follow_the_table():
+    model = LatentAttentionForCausalLM(tiny_config(**WIDE, vocab_size=100, attention_bias=True))
+    for name, parameter in model.named_parameters():
+        assert_initialised(name, parameter)
+
+
+def test_missing_parameters_follow_the_table_and_loaded_ones_stay(tmp_path):
+    saved = randomize(LatentAttentionForCausalLM(tiny_config(**WIDE, vocab_size=100, attention_bias=True)))
+    saved.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    kept = {name: tensor for name, tensor in load_file(file).items() if ".layers.1." not in name}
+    kept = {name: tensor for name, tensor in kept.items() if not re.search(r"lm_head|layers\.0.*(latents|conv)", name)}
+    save_file(kept, file, metadata={"format": "pt"})
+    loaded = LatentAttentionForCausalLM.from_pretrained(tmp_path)
+    for name, parameter in loaded.named_parameters():
+        if name in kept:
+            assert torch.equal(parameter, kept[name]), name
+        else:
+            assert_initialised(name, parameter)
+
+
+# torch.export
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("padded", [False, True])
+def test_exported_forward_equals_eager(is_causal, padded):
+    model, inputs = tiny_model(is_causal=is_causal), padded_batch()
+    inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")[: 1 + padded]}
+    program = torch.export.export(model, (), {**inputs, "use_cache": False}, strict=False)
+    close(program.module()(**inputs, use_cache=False).logits, model(**inputs).logits)
+
+
+def test_exported_forward_takes_other_batch_sizes_and_lengths():
+    model = tiny_model(num_hidden_layers=1)
+    shapes = {"input_ids": {0: torch.export.Dim("batch"), 1: torch.export.Dim.AUTO}, "use_cache": None}
+    inputs = {"input_ids": random_ids(2, LENGTH), "use_cache": False}
+    program = torch.export.export(model, (), inputs, dynamic_shapes=shapes, strict=False)
+    for batch, length in ((3, 9), (1, 33)):  # as the one it was made with, not multiples of the chunk
+        input_ids = random_ids(batch, length)
+        close(program.module()(input_ids=input_ids, use_cache=False).logits, model(input_ids).logits)
+
+
+# Trainer
+
+TEXT = b"the quick brown fox jumps over the lazy dog. "
+
+
+def text_dataset(rows: int = 8) -> list[dict[str, list[int]]]:
+    """Pieces of one repeated sentence as bytes less 32. Rows have labels in different numbers."""
+    ids = [max(byte - 32, 0) for byte in TEXT * 3]
+    pieces = [ids[start : start + 32] for start in range(0, 5 * rows, 5)]
+    return [{"input_ids": piece, "labels": [-100] * (3 * row) + piece[3 * row :]} for row, piece in enumerate(pieces)]
+
+
+def make_trainer(folder, **arguments) -> Trainer:
+    set_seed(0)
+    settings = {
+        "max_steps": 20,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "seed": 0,
+    }
+    arguments = TrainingArguments(folder, **{**settings, **arguments})
+    model = LatentAttentionForCausalLM(tiny_config(vocab_size=96, hidden_size=32, chunk_size=8))
+    return Trainer(model, arguments, train_dataset=text_dataset(), eval_dataset=text_dataset(2))
+
+
+def losses(trainer: Trainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_trainer_overfits_evaluates_saves_and_resumes(tmp_path):
+    trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=10)
+    trainer.train()
+    steps = losses(trainer)
+    assert len(steps) == 20
+    # Any of 96 tokens is a loss of log(96) = 4.56; it has to be less than half of that.
+    assert steps[0] > 4 and steps[-1] < 2.28
+    evaluated = trainer.evaluate()["eval_loss"]
+    assert evaluated < 2.28
+
+    trainer.save_model(tmp_path / "model")
+    saved = make_trainer(tmp_path / "other")
+    saved.model = LatentAttentionForCausalLM.from_pretrained(tmp_path / "model")
+    assert saved.evaluate()["eval_loss"] == pytest.approx(evaluated, abs=1e-6)
+
+    resumed = make_trainer(tmp_path)
+    resumed.train(resume_from_checkpoint=tmp_path / "checkpoint-10")
+    assert losses(resumed)[10:] == pytest.approx(steps[10:], abs=1e-6)
+
+
+def test_gradient_accumulation_equals_a_big_batch(tmp_path):
+    settings = {"max_steps": 3, "learning_rate": 1e-3}
+    whole = make_trainer(tmp_path, **settings)
+    whole.train()
+    parts = make_trainer(tmp_path, **settings, per_device_train_batch_size=1, gradient_accumulation_steps=4)
+    parts.train()
+    assert losses(parts) == pytest.approx(losses(whole), abs=1e-4)
+    close(dict(parts.model.named_parameters()), dict(whole.model.named_parameters()), atol=1e-4)
+
+
+# Parallel plans
+
+
+def test_the_tensor_parallel_plan_names_every_linear_layer_of_a_block_and_nothing_else():
+    model = tiny_model().model
+    named = set(model.config.base_model_tp_plan)
+    linear = {name for name, module in model.layers.named_modules() if isinstance(module, torch.nn.Linear)}
+    assert named == {re.sub(r"^\d+", "layers.*", name) for name in linear}
+
+
+def run_tensor_parallel(rank: int, folder: Path, input_ids: torch.Tensor):
+    """One of two processes, each of which holds half of every linear layer: saves its outputs and gradients."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", CUDA_VISIBLE_DEVICES="")
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    plan = DistributedConfig(tp_plan="auto")
+    model = LatentAttentionForCausalLM.from_pretrained(folder, distributed_config=plan)
+    whole = {name: tensor for name, tensor in model.named_parameters() if not isinstance(tensor, DTensor)}
+    outputs = model(input_ids, labels=input_ids)
+    outputs.loss.backward()
+    grads = {name: tensor.grad for name, tensor in model.named_parameters()}
+    grads = {name: grad.full_tensor() if isinstance(grad, DTensor) else grad for name, grad in grads.items()}
+    options = {"max_new_tokens": 9, "do_sample": False, "pad_token_id": 0}
+    results = outputs.logits.detach(), grads, model.generate(input_ids, **options), list(whole)
+    torch.save(results, folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_tensor_parallel_processes_equal_one(tmp_path):
+    model, input_ids = tiny_model(), random_ids(2, LENGTH)
+    model.save_pretrained(tmp_path)
+    torch.multiprocessing.spawn(run_tensor_parallel, (tmp_path, input_ids), nprocs=2)
+    for rank in range(2):
+        logits, grads, generated, whole = torch.load(tmp_path / f"{rank}.pt")
+        assert not [name for name in whole if "_proj" in name or "lm_head" in name]
+        close(logits, model(input_ids).logits)
+        close(grads, gradients(model, input_ids=input_ids, labels=input_ids))
+        options = {"max_new_tokens": 9, "do_sample": False, "pad_token_id": 0}
+        assert torch.equal(generated, model.generate(input_ids, **options))
+
+
+def test_the_head_is_in_both_parallel_plans():
+    model = tiny_model()
+    assert model.tp_plan.keys() >= {"lm_head"} | {f"model.{name}" for name in model.config.base_model_tp_plan}
+    assert model.pp_plan.keys() == {"lm_head"} | {f"model.{name}" for name in model.config.base_model_pp_plan}
+
+
+def test_the_pipeline_parallel_plan_names_modules_in_the_order_of_the_forward():
+    model = tiny_model().model
+    assert list(model.config.base_model_pp_plan) == [name for name, _ in model.named_children()]
+
+
+# PEFT
+
+
+def test_lora_trains_merges_saves_and_loads(tmp_path):
+    input_ids = random_ids(2, LENGTH)
+    settings = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "v_proj"])
+    model = peft.get_peft_model(tiny_model(), settings)
+    before = model(input_ids=input_ids, labels=input_ids).loss.item()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(10):
+        model(input_ids=input_ids, labels=input_ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    trained = model.eval()(input_ids=input_ids, labels=input_ids)
+    assert trained.loss.item() < before - 0.2
+    adapted = {name for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    assert len(adapted) == 2 * 4 * 2  # projections, attentions of a block, blocks
+
+    model.save_pretrained(tmp_path)
+    loaded = peft.PeftModel.from_pretrained(tiny_model(), tmp_path)
+    close(loaded(input_ids=input_ids).logits, trained.logits, atol=1e-6)
+    close(model.merge_and_unload()(input_ids).logits, trained.logits, atol=1e-4)
