@@ -134,14 +134,28 @@ class LatentAttentionConfig(PreTrainedConfig):
         # were read from, and a copy saved elsewhere must point to its own code.
         kwargs.pop("auto_map", None)
         self.auto_map = dict(AUTO_MAP)
-        # `DynamicCache(config=...)` looks up the cache layer under this name.
-        kwargs.pop("layer_types", None)
-        self.layer_types = [self.model_type] * self.num_hidden_layers
+        if "layer_types" in kwargs:
+            self.layer_types = kwargs.pop("layer_types")
+        self._check_rope_parameters()
         super().__post_init__(**kwargs)
 
     def _require(self, holds: bool, field: str, allowed: str):
         if not holds:
             raise ValueError(f"`{field}` is {getattr(self, field)!r} but must be {allowed}.")
+
+    def _check_rope_parameters(self):
+        """Before the library completes them: it asks for a maximum length, which there is not."""
+        parameters = self.rope_parameters or {}
+        theta = parameters.get("rope_theta", self.default_theta)
+        self._require(
+            set(parameters) <= {"rope_type", "rope_theta"}
+            and parameters.get("rope_type", "default") == "default"
+            and isinstance(theta, int | float)
+            and theta > 0,
+            "rope_parameters",
+            'a dictionary of a positive `rope_theta` and the `rope_type` "default": positions never exceed the window, '
+            "so there is nothing to scale",
+        )
 
     def validate_architecture(self):
         """Part of `@strict`-powered validation: runs when the configuration is made."""
@@ -159,20 +173,23 @@ class LatentAttentionConfig(PreTrainedConfig):
         self._require(0 <= self.attention_dropout < 1, "attention_dropout", "at least 0 and less than 1")
         self._require(self.initializer_range > 0, "initializer_range", "greater than 0")
         self._require(self.hidden_act in ACT2FN, "hidden_act", f"one of {', '.join(sorted(ACT2FN))}")
-        rope_type = self.rope_parameters.get("rope_type", "default")
-        self._require(
-            rope_type == "default",
-            "rope_parameters",
-            'of rope_type "default": positions never exceed the window, so there is nothing to scale',
-        )
+
+    # `DynamicCache(config=...)` looks up the cache layers under this name. It is not a field, because `Trainer` resumes
+    # by reading config.json with the library's base class, whose list of layer types is closed.
+    @property
+    def layer_types(self) -> list[str]:
+        return [self.model_type] * self.num_hidden_layers
+
+    @layer_types.setter
+    def layer_types(self, value: list[str]):
+        if value != self.layer_types:
+            raise ValueError(
+                f'`layer_types` is {value} but must be "{self.model_type}" once for each of the '
+                f"{self.num_hidden_layers} layers."
+            )
 
     def validate_layer_type(self):
-        """The library's list of layer types is closed; ours has one name of its own for every layer."""
-        self._require(
-            self.layer_types == [self.model_type] * self.num_hidden_layers,
-            "layer_types",
-            f'"{self.model_type}" once for each of the {self.num_hidden_layers} layers',
-        )
+        """Nothing to check: there is one type, and the library's closed list does not have it."""
 
     def state_bytes(self, batch_size: int = 1, dtype: torch.dtype = torch.bfloat16) -> int:
         """Bytes of the whole cache, however many tokens it has seen, for a model that computes in `dtype`."""

@@ -183,6 +183,17 @@ class LatentAttentionModelTest(CommonModelTest, unittest.TestCase):
         self.assertGreater(model.embed_tokens.weight.grad.abs().max(), 0)
         self.assertGreater(model.layers[-1].latent_attention.latents.grad.abs().max(), 0)
 
+    def test_recorded_outputs_are_in_the_order_of_tokens(self):
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        model = LatentAttentionModel._from_config(config, attn_implementation="eager").to(suite.torch_device).eval()
+        input_ids, record = inputs["input_ids"], {"output_hidden_states": True, "output_attentions": True}
+        padded, mask = (torch.nn.functional.pad(ids, (2, 0)) for ids in (input_ids, torch.ones_like(input_ids)))
+        alone, beside = model(input_ids, **record), model(padded, attention_mask=mask, **record)
+        self.assertEqual([len(alone.hidden_states), len(alone.attentions)], [3, 2])
+        for name, time in (("hidden_states", 1), ("attentions", 2)):
+            for expected, actual in zip(alone[name], beside[name], strict=True):
+                torch.testing.assert_close(actual.narrow(time, 2, 7), expected, atol=1e-5, rtol=1e-5)
+
 
 class BidirectionalModelTest(LatentAttentionModelTest):
     all_model_classes = (LatentAttentionModel,)

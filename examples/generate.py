@@ -1,0 +1,71 @@
+# Copyright 2026 The Latent Attention Authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Complete three prompts with a checkpoint, and show that its cache does not grow.
+
+    python examples/generate.py CHECKPOINT
+
+The model is loaded as anybody would load it: as remote code, without this project's package.
+"""
+
+import argparse
+
+import torch
+from torch.utils._pytree import tree_leaves
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+    PreTrainedModel,
+    TextGenerationPipeline,
+    set_seed,
+)
+
+
+PROMPTS = ["import os\nimport sys\n\ndef main(", "class Connection:\n    def __init__(self, ", '"""Return the ']
+CONTEXTS = (1_000, 100_000)  # tokens
+PIECE = 4_096  # tokens of one forward
+
+
+def cache_bytes(model: PreTrainedModel, contexts: tuple[int, ...]) -> list[int]:
+    """Bytes of a real cache after so many tokens, prefilled in pieces."""
+    generator, sizes = torch.Generator().manual_seed(0), []
+    cache = DynamicCache(config=model.config)
+    for context in contexts:
+        missing = context - cache.get_seq_length()
+        input_ids = torch.randint(model.config.vocab_size, (1, missing), generator=generator)  # (1, T)
+        for piece in input_ids.split(PIECE, dim=1):
+            model(piece.to(model.device), past_key_values=cache, logits_to_keep=1)
+        tensors = [leaf for layer in cache.layers for leaf in tree_leaves(layer.state)]
+        sizes.append(sum(tensor.nbytes for tensor in tensors if tensor is not None))
+    return sizes
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", help="folder or Hub id of a causal latent attention model with its tokenizer")
+    checkpoint = parser.parse_args(argv).checkpoint
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto", device_map="auto", trust_remote_code=True)
+    generator = TextGenerationPipeline(model=model, tokenizer=AutoTokenizer.from_pretrained(checkpoint))
+    set_seed(0)
+    for prompt in PROMPTS:
+        completion = generator(prompt, max_new_tokens=48, do_sample=True, temperature=0.7, top_p=0.9)
+        print(f"--- {prompt!r}\n{completion[0]['generated_text']}\n")
+    with torch.no_grad():
+        for context, size in zip(CONTEXTS, cache_bytes(model, CONTEXTS), strict=True):
+            print(f"cache at {context:>7,} tokens of context: {size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+# Copyright 2026 The Latent Attention Authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+from pathlib import Path
+
+from setuptools import setup
+
+
+TRAIN = ["datasets", "matplotlib", "tokenizers"]
+
+setup(
+    name="latent-attention",
+    version="0.1.0",
+    description="Latent attention: a transformers language model whose memory has a fixed size",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=["modeling_latent"],
+    install_requires=["torch>=2.11", "transformers>=5.17,<6", "accelerate", "safetensors"],
+    extras_require={
+        "train": TRAIN,
+        # parameterized is what transformers' own model suite needs, peft what is promised to work
+        "test": [*TRAIN, "parameterized", "peft", "pytest", "ruff"],
+    },
+)

@@ -1,0 +1,130 @@
+# Copyright 2026 The Latent Attention Authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The demo's programs on a few small texts: they train, resume, fine-tune, measure and generate."""
+
+import gzip
+import json
+import math
+
+import generate
+import pytest
+import torch
+import train
+from common import tiny_config
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+TEXTS = [f"def add_{i}(first, second):\n    return first + second + {i}\n\n" * 12 for i in range(30)]
+BLOCK = 32
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("texts")
+    for i, text in enumerate(TEXTS):
+        (folder / f"{i}.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("config")
+    settings = tiny_config(vocab_size=300, hidden_size=32, bos_token_id=0, eos_token_id=0, pad_token_id=1).to_dict()
+    settings.pop("auto_map")  # a configuration's folder has no code
+    (folder / "config.json").write_text(json.dumps({**settings, "dtype": None}))
+    return folder
+
+
+def flags(texts, output_dir, *more: str) -> list[str]:
+    common = {"max_steps": 12, "save_steps": 6, "learning_rate": 1e-2, "block_size": BLOCK, "logging_steps": 3}
+    common |= {"report_to": "none", "seed": 3, "eval_strategy": "steps", "eval_steps": 6}
+    common |= {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 4, "lr_scheduler_type": "constant"}
+    settings = [word for name, value in common.items() for word in (f"--{name}", str(value))]
+    return ["--dataset", str(texts), "--output_dir", str(output_dir), "--use_cpu", *settings, *more]
+
+
+@pytest.fixture(scope="module")
+def trained(texts, config_folder, tmp_path_factory):
+    output_dir = tmp_path_factory.mktemp("trained")
+    train.main(flags(texts, output_dir, "--config", str(config_folder)))
+    return output_dir
+
+
+def test_training_learns_and_leaves_a_checkpoint_with_a_picture(trained):
+    state = json.loads((trained / "checkpoint-12" / "trainer_state.json").read_text())
+    losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+    assert losses[-1] < losses[0] - 0.5
+    assert (trained / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert (trained / "tokenizer.json").is_file()
+    assert (trained / "modeling_latent.py").is_file()
+
+
+def test_bits_per_byte_is_what_the_model_gives_the_bytes_of_the_validation_texts(trained, texts, capsys, tmp_path):
+    train.main(flags(texts, tmp_path, "--model", str(trained), "--max_steps", "1", "--learning_rate", "1e-9"))
+    printed = next(line for line in capsys.readouterr().out.splitlines() if "this model" in line)
+    model = AutoModelForCausalLM.from_pretrained(trained).eval()
+    tokenizer = AutoTokenizer.from_pretrained(trained)
+    validation = train.load_documents(str(texts))["validation"]["text"]
+    stream = [tokenizer.eos_token_id]
+    for text in validation:
+        stream += tokenizer(text)["input_ids"] + [tokenizer.eos_token_id]
+    nats = 0.0
+    with torch.no_grad():
+        for start in range(0, len(stream) - 1, BLOCK - 1):
+            row = torch.tensor(stream[start : start + BLOCK])
+            log_probabilities = model(row[None]).logits[0, :-1].log_softmax(-1)
+            nats -= log_probabilities.gather(1, row[1:, None]).sum().item()
+    expected = nats / math.log(2) / sum(len(text.encode()) for text in validation)
+    assert float(printed.split()[-1]) == pytest.approx(expected, abs=2e-3)
+
+
+def test_compressors_are_measured_one_text_at_a_time():
+    texts = ["abc" * 50, "äöü" * 70]
+    expected = sum(len(gzip.compress(text.encode(), 9)) for text in texts) * 8 / (150 + 6 * 70)
+    assert train.compressed_bits_per_byte(texts)["gzip -9"] == pytest.approx(expected)
+
+
+def test_resuming_goes_on_where_training_stopped(trained, texts, config_folder, tmp_path):
+    config = ["--config", str(config_folder)]
+    train.main(flags(texts, tmp_path, *config, "--max_steps", "6"))
+    train.main(flags(texts, tmp_path, *config, "--resume"))
+    weights = [AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (tmp_path, trained)]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name], atol=1e-5, rtol=1e-4)
+
+
+def test_resuming_without_a_checkpoint_says_so(texts, tmp_path):
+    with pytest.raises(ValueError, match="--resume found no checkpoint"):
+        train.main(flags(texts, tmp_path / "nothing", "--resume"))
+
+
+def test_fine_tuning_starts_from_the_checkpoint(trained, texts, tmp_path):
+    train.main(flags(texts, tmp_path, "--model", str(trained)))
+    history = [
+        json.loads((folder / "checkpoint-12" / "trainer_state.json").read_text())["log_history"][0]["loss"]
+        for folder in (tmp_path, trained)
+    ]
+    assert history[0] < history[1] - 0.5
+
+
+def test_generate_prints_completions_and_a_cache_that_does_not_grow(trained, capsys, monkeypatch):
+    monkeypatch.setattr(generate, "CONTEXTS", (100, 1_000))
+    generate.main([str(trained)])
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("--- ") for line in lines) == len(generate.PROMPTS)
+    sizes = [line.split(": ")[1] for line in lines if line.startswith("cache at")]
+    assert len(sizes) == 2
+    assert sizes[0] == sizes[1]
+    model = AutoModelForCausalLM.from_pretrained(trained)
+    assert sizes[0] == f"{model.config.state_bytes(dtype=model.dtype):,} bytes"
