@@ -27,10 +27,7 @@ default, which is made for fine-tuning: the Makefile has the recipe of `make dem
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bits_per_byte import BitsPerByte, compressed_bits_per_byte, count_bytes, token_losses
 from datasets import Dataset
-from documents import load_documents
-from loss_curve import save_loss_curve
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
@@ -48,6 +45,9 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 import modeling_latent  # noqa: F401 (registers the model with the Auto classes)
+from bits_per_byte import BitsPerByte, compressed_bits_per_byte, count_bytes, token_losses
+from documents import load_documents
+from loss_curve import save_loss_curve
 
 
 CONFIGURATION = Path(__file__).parents[1] / "configuration" / "latent-tiny"

@@ -18,7 +18,6 @@ from collections.abc import Callable
 import torch
 from torch import nn
 from torch.nn.attention.flex_attention import create_block_mask
-
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_latent import LatentAttentionConfig

@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import torch
 from torch.utils._pytree import tree_map
-
 from transformers.cache_utils import STATIC_LAYER_TYPE_MAPPING, CacheLayerMixin
 
 from .chunk_layout import ChunkLayout

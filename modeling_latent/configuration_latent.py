@@ -15,7 +15,6 @@
 
 import torch
 from huggingface_hub.dataclasses import strict
-
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 

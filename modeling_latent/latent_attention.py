@@ -17,7 +17,6 @@ from functools import partial
 
 import torch
 from torch import nn
-
 from transformers import initialization as init
 
 from .attention import MultiHeadAttention, attention_mask_of, make_norm, residual_std, take_cached

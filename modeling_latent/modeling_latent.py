@@ -29,7 +29,6 @@ and in the chunk layout R rows, N chunks, S slots per chunk (C, or 1 in a decodi
 
 import torch
 from torch import nn
-
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,

@@ -20,13 +20,13 @@ tolerance would be 1e-5: what is equal in exact arithmetic is then told from wha
 import itertools
 
 import pytest
-import reference
 import torch
-from common import random_ids, randomize, tiny_config, tiny_model
 from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache, StaticCache
 from transformers.utils import is_flash_attn_2_available
 
+import reference
+from common import random_ids, randomize, tiny_config, tiny_model
 from modeling_latent import LatentAttention, LatentAttentionForCausalLM
 from modeling_latent.prefix_statistics import (
     BLOCK,

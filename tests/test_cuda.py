@@ -15,9 +15,10 @@
 
 import pytest
 import torch
-from common import random_ids, tiny_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CompileConfig
+
+from common import random_ids, tiny_model
 
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

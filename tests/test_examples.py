@@ -17,12 +17,13 @@ import gzip
 import json
 import math
 
-import generate
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import generate
 import train
 from common import tiny_config
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 TEXTS = [f"def add_{i}(first, second):\n    return first + second + {i}\n\n" * 12 for i in range(30)]

@@ -22,7 +22,6 @@ import turtle
 
 import pytest
 import torch
-from common import random_ids, randomize, tiny_config
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForMaskedLM,
@@ -33,6 +32,7 @@ from transformers import (
     pipeline,
 )
 
+from common import random_ids, randomize, tiny_config
 from modeling_latent import LatentAttentionForMaskedLM, LatentAttentionForSequenceClassification
 
 

@@ -298,7 +298,7 @@ def test_shards_load_on_any_device_map(device_map, sharded):
     model, folder = sharded
     input_ids = random_ids(2, LENGTH)
     loaded = LatentAttentionForCausalLM.from_pretrained(folder, device_map=device_map)
-    assert torch.equal(loaded(input_ids).logits, model(input_ids).logits)
+    close(loaded(input_ids.to(loaded.device)).logits.cpu(), model(input_ids).logits)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -339,7 +339,7 @@ def test_an_empty_model_is_loaded_and_dispatched_by_accelerate(sharded):
     with accelerate.init_empty_weights():
         empty = LatentAttentionForCausalLM(model.config).eval()
     loaded = accelerate.load_checkpoint_and_dispatch(empty, folder, device_map="auto")
-    assert torch.equal(loaded(input_ids).logits, model(input_ids).logits)
+    close(loaded(input_ids.to(loaded.device)).logits.cpu(), model(input_ids).logits)
 
 
 @pytest.mark.parametrize("where", ["memory", "disk"])
