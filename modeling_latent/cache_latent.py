@@ -59,7 +59,7 @@ def map_state(change, state, *others):
 
 
 def write_slot(buffer: torch.Tensor, slot: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """`buffer` `(B, H, S, d)` with `value` `(B, H, 1, d)` at each row's `slot` `(B,)`. A new tensor: see `rollback`."""
+    """`buffer` `(B, H, S, d)` with `value` `(B, H, 1, d)` at each row's `slot` `(B,)`, in a new tensor."""
     here = torch.arange(buffer.shape[2], device=buffer.device) == slot[:, None]  # (B, S)
     return torch.where(here[:, None, :, None], value, buffer)
 

@@ -227,13 +227,14 @@ def _gather_indices(slot, valid, grid_shape, per_row: bool = True) -> dict:
     total = rows * chunks * size
     if per_row:
         slot = slot + torch.arange(rows, device=slot.device)[:, None] * chunks * size
+    token_slots = slot.flatten()  # of padding: some slot of its own row, so that it depends on nothing else
     slot = slot.where(valid, total).flatten()  # padding goes to one more slot, which is dropped
     order = torch.arange(slot.shape[0], device=slot.device)
     slot_tokens = order.new_zeros(total + 1).scatter(0, slot, order)[:-1]
     slot_valid = torch.zeros(total + 1, dtype=torch.bool, device=slot.device).scatter(0, slot, valid.flatten())[:-1]
     return {
         "slot_tokens": slot_tokens,
-        "token_slots": slot.clamp(max=total - 1),
+        "token_slots": token_slots,
         "slot_valid": slot_valid.view(grid_shape),
     }
 

@@ -152,7 +152,7 @@ class LatentAttentionConfig(PreTrainedConfig):
             and isinstance(theta, int | float)
             and theta > 0,
             "rope_parameters",
-            'a dictionary of a positive `rope_theta` and the `rope_type` "default": positions never exceed the window, '
+            'a dictionary of a positive `rope_theta` and the `rope_type` "default": positions stay within the window, '
             "so there is nothing to scale",
         )
 
@@ -173,8 +173,8 @@ class LatentAttentionConfig(PreTrainedConfig):
         self._require(self.initializer_range > 0, "initializer_range", "greater than 0")
         self._require(self.hidden_act in ACT2FN, "hidden_act", f"one of {', '.join(sorted(ACT2FN))}")
 
-    # `DynamicCache(config=...)` looks up the cache layers under this name. It is not a field, because `Trainer` resumes
-    # by reading config.json with the library's base class, whose list of layer types is closed.
+    # `DynamicCache(config=...)` looks up the cache layers under this name. It is no field, because `Trainer` resumes by
+    # reading config.json with the library's base class, whose list of layer types is closed.
     @property
     def layer_types(self) -> list[str]:
         return [self.model_type] * self.num_hidden_layers

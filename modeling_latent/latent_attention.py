@@ -158,7 +158,7 @@ class LatentAttention(nn.Module):
         return chunk_statistics(queries, keys, values, self.input_to_latent.scaling, dropout)
 
     def compressed(self, out: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """z1 `(..., M, D)` from what compression read, `(..., H, M, d)`. Latents that read nothing stay as they are."""
+        """z1 `(..., M, D)` from what was read, `(..., H, M, d)`. Latents that read nothing stay as they are."""
         return self.latents + self.input_to_latent.o_proj(out.transpose(-3, -2).flatten(-2).to(dtype))
 
     def compress_bidirectional(self, inputs: torch.Tensor, layout: ChunkLayout) -> MemoryState:

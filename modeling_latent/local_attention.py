@@ -40,7 +40,7 @@ def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
 
 
 def window_positions(config: LatentAttentionConfig, layout: ChunkLayout, like: torch.Tensor) -> tuple:
-    """Rotary embeddings of the queries, `(2, S, d)` or in a step `(2, B, 1, 1, 1, d)`, and keys, `(2, 2C or 3C, d)`."""
+    """Rotary embeddings of queries, `(2, S, d)` or in a step `(2, B, 1, 1, 1, d)`, and keys, `(2, 2C or 3C, d)`."""
     size = config.chunk_size
     table = rotary_embedding(config, (2 if config.is_causal else 3) * size, like)
     queries = table[:, layout.slot + size][:, :, None, None, None] if layout.is_step else table[:, size : 2 * size]
@@ -100,7 +100,7 @@ class LocalAttention(MultiHeadAttention):
         return WindowState(
             *(
                 self.neighbours(take_cached(new, mine, layout.filled), first)
-                for new, mine, first in zip((keys, values), own, before)
+                for new, mine, first in zip((keys, values), own, before, strict=True)
             )
         )
 

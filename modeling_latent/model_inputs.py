@@ -26,9 +26,10 @@ def check_attention_mask(attention_mask, inputs_embeds, continued: bool) -> torc
     shape = tuple(getattr(attention_mask, "shape", ()))
     if len(shape) != 2 or shape[0] != batch or shape[1] < length or (shape[1] > length and not continued):
         raise ValueError(
-            f"`attention_mask` is of shape {shape} but must be 2-D, {(batch, length)}, or with a cache cover the past, "
-            "too: 0 for padding, 1 for tokens. What may attend to what follows from the chunks and can't be changed by "
-            "a 4-D mask; to keep packed documents apart pass `position_ids` that restart at 0, or `cu_seq_lens_q`."
+            f"`attention_mask` is of shape {shape} but must be 2-D, {(batch, length)}, or with a cache cover the "
+            "past, too: 0 for padding, 1 for tokens. What may attend to what follows from the chunks and can't be "
+            "changed by a 4-D mask; to keep packed documents apart pass `position_ids` that restart at 0, or "
+            "`cu_seq_lens_q`."
         )
     valid = attention_mask[:, -length:].bool()
     # Looking waits for the device, once a forward. A compiled graph can't look and takes the general path.

@@ -207,7 +207,7 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
             inputs_embeds, valid, starts, sequences, tokens_seen, past_key_values is not None, new_chunk_rows
         )
         outputs = self.run_layers(layout, inputs_embeds, past_key_values, **{**kwargs, "return_dict": True})
-        return self.in_token_order(outputs, layout)
+        return self.in_token_order(outputs, layout, inputs_embeds)
 
     def make_layout(
         self, inputs_embeds, valid, starts, sequences, tokens_seen, with_cache, new_chunk_rows
@@ -238,7 +238,7 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
             )
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
 
-    def in_token_order(self, outputs: BaseModelOutputWithPast, layout: ChunkLayout) -> BaseModelOutputWithPast:
+    def in_token_order(self, outputs, layout: ChunkLayout, inputs_embeds) -> BaseModelOutputWithPast:
         """Everything that `run_layers` recorded, back from slots to tokens."""
 
         def weights_to_tokens(weights: torch.Tensor) -> torch.Tensor:
@@ -247,8 +247,11 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
 
         outputs.last_hidden_state = layout.to_tokens(outputs.last_hidden_state)
         if outputs.hidden_states is not None:
-            outputs.hidden_states = tuple(layout.to_tokens(states) for states in outputs.hidden_states[:-1])
-            outputs.hidden_states += (outputs.last_hidden_state,)
+            # Layers that were not asked for are None. First and last are the tensors that the caller has anyway.
+            states = [None if states is None else layout.to_tokens(states) for states in outputs.hidden_states]
+            states[0] = None if states[0] is None else inputs_embeds
+            states[-1] = None if states[-1] is None else outputs.last_hidden_state
+            outputs.hidden_states = tuple(states)
         if outputs.attentions is not None:
             outputs.attentions = tuple(weights_to_tokens(weights) for weights in outputs.attentions)
         return outputs

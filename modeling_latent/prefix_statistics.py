@@ -91,8 +91,8 @@ def exclusive_prefix(lse, out, first_lse, first_out, sequence_ids=None):
         `(R, N, H, M)` and `(R, N, H, M, d)`.
     """
     lses, outs = [first_lse[:, None]], [first_out[:, None]]
-    for start in range(0, lse.shape[1], BLOCK):
-        stop = min(start + BLOCK, lse.shape[1])
+    for block in range((lse.shape[1] + BLOCK - 1) // BLOCK):  # counted so, one compiled graph serves many lengths
+        start, stop = block * BLOCK, min((block + 1) * BLOCK, lse.shape[1])
         # Item 0 is what is known so far, item j the chunk start + j - 1; prefix i is for the chunk start + i.
         items = torch.cat([lses[-1][:, -1:], lse[:, start:stop]], dim=1)
         contents = torch.cat([outs[-1][:, -1:], out[:, start:stop]], dim=1)
