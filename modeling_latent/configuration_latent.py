@@ -173,7 +173,7 @@ class LatentAttentionConfig(PreTrainedConfig):
         self._require(self.initializer_range > 0, "initializer_range", "greater than 0")
         self._require(self.hidden_act in ACT2FN, "hidden_act", f"one of {', '.join(sorted(ACT2FN))}")
 
-    # `DynamicCache(config=...)` looks up the cache layers under this name. It is no field, because `Trainer` resumes by
+    # `DynamicCache(config=...)` looks up the cache layers under this name. It is no field: `Trainer` resumes by
     # reading config.json with the library's base class, whose list of layer types is closed.
     @property
     def layer_types(self) -> list[str]:
