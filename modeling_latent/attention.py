@@ -72,7 +72,7 @@ def attention_mask_of(allowed: torch.Tensor, config: LatentAttentionConfig, dtyp
         return create_block_mask(
             lambda x, head, query, key: allowed[x, 0, query, key], batch, None, queries, keys, device=allowed.device
         )
-    return torch.where(allowed, 0.0, torch.finfo(dtype).min).to(dtype)
+    return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
 
 
 class MultiHeadAttention(nn.Module):

@@ -87,25 +87,29 @@ def test_a_bad_value_is_refused_with_field_value_and_what_is_allowed(field, valu
     assert allowed in message
 
 
+@pytest.mark.parametrize("field", ["rope_parameters", "rope_scaling"])
 @pytest.mark.parametrize("rope_type", ["linear", "dynamic", "yarn", "longrope", "llama3", "unheard_of"])
-def test_scaled_rotary_embeddings_are_refused(rope_type):
+def test_scaled_rotary_embeddings_are_refused(rope_type, field):
+    """By the name of older configurations, `rope_scaling`, too."""
     with pytest.raises((ValueError, StrictDataclassError), match=f"rope_parameters.*{rope_type}.*default"):
-        tiny_config(rope_parameters={"rope_type": rope_type, "factor": 2.0})
+        tiny_config(**{field: {"rope_type": rope_type, "factor": 2.0}})
 
 
 @pytest.mark.parametrize(
-    "rope_parameters",
+    "settings",
     [
-        {"rope_theta": 0.0},
-        {"rope_theta": None},
-        {"rope_theta": 1e4, "partial_rotary_factor": 0.5},
-        {"latent_attention": {"rope_theta": 1e4}},
+        {"rope_parameters": {"rope_theta": 0.0}},
+        {"rope_parameters": {"rope_theta": None}},
+        {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+        {"rope_parameters": {"latent_attention": {"rope_theta": 1e4}}},
+        {"rope_theta": -1.0},
+        {"partial_rotary_factor": 0.5},
     ],
 )
-def test_rotary_settings_that_no_model_follows_are_refused(rope_parameters):
+def test_rotary_settings_that_no_model_follows_are_refused(settings):
     """Accepted, they would fail in the first forward, or be without effect."""
     with pytest.raises((ValueError, StrictDataclassError), match="rope_parameters"):
-        tiny_config(rope_parameters=rope_parameters)
+        tiny_config(**settings)
 
 
 def test_defaults_that_follow_from_other_fields():
