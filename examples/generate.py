@@ -57,7 +57,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("checkpoint", help="folder or Hub id of a causal latent attention model with its tokenizer")
     checkpoint = parser.parse_args(argv).checkpoint
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto", device_map="auto", trust_remote_code=True)
-    generator = TextGenerationPipeline(model=model, tokenizer=AutoTokenizer.from_pretrained(checkpoint))
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=True)
+    generator = TextGenerationPipeline(model=model, tokenizer=tokenizer)
     set_seed(0)
     for prompt in PROMPTS:
         completion = generator(prompt, max_new_tokens=48, do_sample=True, temperature=0.7, top_p=0.9)
