@@ -19,7 +19,7 @@ demo: $(VENV)/train.stamp
 	$(PYTHON) examples/train.py --output_dir $(OUT) --config configuration/latent-tiny $(RECIPE) | tee $(OUT)/printed.txt
 	$(PYTHON) examples/generate.py $(OUT) | tee -a $(OUT)/printed.txt
 
-test: $(VENV)/test.stamp
+test: lint
 	$(PYTHON) -m pytest tests
 
 lint: $(VENV)/test.stamp

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map
 from transformers.cache_utils import STATIC_LAYER_TYPE_MAPPING, CacheLayerMixin
 
 from .chunk_layout import ChunkLayout
+from .configuration_latent import LatentAttentionConfig
 
 
 class WindowState(NamedTuple):
@@ -51,6 +52,12 @@ class LatentState(NamedTuple):
     window: WindowState | None
     memory: MemoryState
     tokens_seen: torch.Tensor  # (B,), of the sequence in progress
+
+
+def state_fields(config: LatentAttentionConfig) -> dict:
+    """What of a configuration decides the shapes of a state."""
+    names = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "num_latents", "chunk_size")
+    return {name: getattr(config, name) for name in (*names, "conv_kernel_size", "local_attention")}
 
 
 def map_state(change, state, *others):
@@ -138,15 +145,16 @@ class LatentAttentionCacheLayer(CacheLayerMixin):
         self.batch_size = state.tokens_seen.shape[0]
         self.dtype, self.device = state.memory.keys.dtype, state.memory.keys.device
 
-    def update(self, states: LatentState, layout: ChunkLayout, chunk_size: int) -> None:
+    def update(self, states: LatentState, layout: ChunkLayout, config: LatentAttentionConfig) -> None:
         """Take over what a forward leaves: the state itself after a step, one per chunk after a grid."""
         if not self.is_initialized:
             self.lazy_initialization(states)
+            self.made_for = state_fields(config)
         tokens = layout.batch_shape[1]
         if self.record_past:
             self.history.append((tokens, self.state, None if layout.is_step else states, layout))
         if not layout.is_step:
-            states = state_at(states, layout.ends[:, -1], layout.seen[:, -1], chunk_size)
+            states = state_at(states, layout.ends[:, -1], layout.seen[:, -1], config.chunk_size)
         self.store(states, tokens)
 
     def store(self, state: LatentState, tokens: int) -> None:

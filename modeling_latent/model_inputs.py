@@ -15,6 +15,7 @@
 
 import torch
 
+from .cache_latent import state_fields
 from .configuration_latent import LatentAttentionConfig
 
 
@@ -78,15 +79,18 @@ def check_cache(past_key_values, config: LatentAttentionConfig, inputs_embeds) -
     state = past_key_values.layers[0].state
     if state is None:
         return None
-    shape, batch = tuple(state.memory.keys.shape[2:3]) + tuple(state.memory.lse.shape[2:]), inputs_embeds.shape[0]
+    batch = inputs_embeds.shape[0]
     if state.tokens_seen.shape[0] != batch:
         raise ValueError(
             f"`past_key_values` is of batch size {state.tokens_seen.shape[0]} but the input of {batch}. Call "
             "`batch_repeat_interleave` or `batch_select_indices` on the cache, or pass an empty one."
         )
-    if shape != (config.chunk_size, config.num_latents):
+    made_for, needed = past_key_values.layers[0].made_for, state_fields(config)
+    if made_for != needed:
+        theirs = {name: value for name, value in made_for.items() if value != needed[name]}
+        ours = {name: needed[name] for name in theirs}
         raise ValueError(
-            f"`past_key_values` is of a model with chunk_size and num_latents {shape} but this one has "
-            f"{(config.chunk_size, config.num_latents)}. Pass `DynamicCache(config=model.config)`, or leave it out."
+            f"`past_key_values` is of a model with {theirs}, but this one has {ours}. Pass "
+            "`DynamicCache(config=model.config)`, or leave it out."
         )
     return state.tokens_seen

@@ -114,7 +114,7 @@ class LatentAttentionDecoderLayer(GradientCheckpointingLayer):
         hidden_states, memory = self.latent_attention(hidden_states, layout=layout, cached=memory)
         hidden_states = hidden_states + self.mlp(self.mlp_norm(hidden_states))
         if cache_layer is not None:
-            cache_layer.update(LatentState(window, memory, layout.seen[:, -1]), layout, self.config.chunk_size)
+            cache_layer.update(LatentState(window, memory, layout.seen[:, -1]), layout, self.config)
         return hidden_states
 
 
@@ -319,7 +319,13 @@ class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, GenerationMixin
         return attention_mask
 
     def prepare_inputs_for_generation(
-        self, input_ids, past_key_values=None, is_first_iteration=False, tokens_seen=None, **kwargs
+        self,
+        input_ids,
+        past_key_values=None,
+        inputs_embeds=None,
+        is_first_iteration=False,
+        tokens_seen=None,
+        **kwargs,
     ):
         """
         The library's, and one thing more: in a step of decoding every token is real, and which rows enter a new
@@ -332,7 +338,11 @@ class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, GenerationMixin
                 "Train with `is_causal=True` to generate."
             )
         inputs = super().prepare_inputs_for_generation(
-            input_ids, past_key_values=past_key_values, is_first_iteration=is_first_iteration, **kwargs
+            input_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
         )
         tokens = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
         if tokens_seen is not None and past_key_values is not None and tokens.shape[1] == 1:
@@ -340,6 +350,15 @@ class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, GenerationMixin
             rows = [row for row, seen in enumerate(tokens_seen) if seen > 0 and seen % self.config.chunk_size == 0]
             inputs["new_chunk_rows"] = torch.tensor(rows, dtype=torch.long).to(tokens.device, non_blocking=True)
         return inputs
+
+    def _assisted_decoding(self, *args, **kwargs):
+        """The library's, which has the cache record every forward, and would leave it doing so."""
+        layers = kwargs["past_key_values"].layers
+        recording = [getattr(layer, "record_past", False) for layer in layers]
+        output = super()._assisted_decoding(*args, **kwargs)
+        for layer, was_recording in zip(layers, recording, strict=True):
+            layer.record_past = was_recording
+        return output
 
     def _update_model_kwargs_for_generation(self, outputs, model_kwargs, num_new_tokens: int = 1, **kwargs):
         model_kwargs = super()._update_model_kwargs_for_generation(
