@@ -135,6 +135,9 @@ class LatentAttentionConfig(PreTrainedConfig):
         self.auto_map = dict(AUTO_MAP)
         if "layer_types" in kwargs:
             self.layer_types = kwargs.pop("layer_types")
+        # By their older names, too, as in the library's configurations.
+        older = {name: kwargs.pop(name) for name in ("rope_theta", "partial_rotary_factor") if name in kwargs}
+        self.rope_parameters = {**(kwargs.pop("rope_scaling", None) or {}), **older, **(self.rope_parameters or {})}
         self._check_rope_parameters()
         super().__post_init__(**kwargs)
 
@@ -144,7 +147,7 @@ class LatentAttentionConfig(PreTrainedConfig):
 
     def _check_rope_parameters(self):
         """Before the library completes them: it asks for a maximum length, which there is not."""
-        parameters = self.rope_parameters or {}
+        parameters = self.rope_parameters
         theta = parameters.get("rope_theta", self.default_theta)
         self._require(
             set(parameters) <= {"rope_type", "rope_theta"}
