@@ -24,6 +24,7 @@ Every flag of transformers' `TrainingArguments` works too. A fresh model wants a
 default, which is made for fine-tuning: the Makefile has the recipe of `make demo`.
 """
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -155,6 +156,13 @@ def report(metrics: dict[str, float], compressed: dict[str, float], output_dir: 
     return "\n".join(lines)
 
 
+def save_evaluation(metrics: dict[str, float], file: Path) -> None:
+    """What a model card quotes: hub_upload.py takes numbers only from a file that this project's programs wrote."""
+    names = {"eval_bits_per_byte": "validation bits per byte", "eval_nats_per_token": "validation nats per token"}
+    results = {name: round(metrics[key], 4) for key, name in names.items()}
+    file.write_text(json.dumps({"tool": "examples/train.py", "results": results}, indent=2) + "\n", encoding="utf-8")
+
+
 def main(argv: list[str] | None = None) -> None:
     args, training_args = HfArgumentParser((ExampleArguments, TrainingArguments)).parse_args_into_dataclasses(argv)
     set_seed(training_args.seed)
@@ -189,6 +197,7 @@ def main(argv: list[str] | None = None) -> None:
     trainer.save_model()
     if trainer.is_world_process_zero():
         save_loss_curve(trainer.state.log_history, Path(training_args.output_dir) / "loss.png")
+        save_evaluation(metrics, Path(training_args.output_dir) / "evaluation.json")
         print(report(metrics, compressed_bits_per_byte(validation_texts), training_args.output_dir))
 
 

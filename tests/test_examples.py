@@ -73,6 +73,7 @@ def test_training_learns_and_leaves_a_checkpoint_with_a_picture(trained):
 
 def test_bits_per_byte_is_what_the_model_gives_the_bytes_of_the_validation_texts(trained, texts, capsys, tmp_path):
     train.main(flags(texts, tmp_path, "--model", str(trained), "--max_steps", "1", "--learning_rate", "1e-9"))
+    evaluation = json.loads((tmp_path / "evaluation.json").read_text())
     printed = next(line for line in capsys.readouterr().out.splitlines() if "this model" in line)
     model = AutoModelForCausalLM.from_pretrained(trained).eval()
     tokenizer = AutoTokenizer.from_pretrained(trained)
@@ -88,6 +89,8 @@ def test_bits_per_byte_is_what_the_model_gives_the_bytes_of_the_validation_texts
             nats -= log_probabilities.gather(1, row[1:, None]).sum().item()
     expected = nats / math.log(2) / sum(len(text.encode()) for text in validation)
     assert float(printed.split()[-1]) == pytest.approx(expected, abs=2e-3)
+    assert evaluation["tool"] == "examples/train.py"
+    assert evaluation["results"]["validation bits per byte"] == pytest.approx(expected, abs=2e-3)
 
 
 def test_compressors_are_measured_one_text_at_a_time():
