@@ -440,6 +440,19 @@ def test_prefill_in_pieces_compiles(compiled, lengths):
     assert torch.equal(out, generate(model, **batch))
 
 
+def test_a_compiled_step_finds_out_by_itself_which_rows_enter_a_chunk(compiled):
+    model, (_, batch) = double_model(num_hidden_layers=1), left_padded([8, 6, 4])
+    more = random_ids(3, NEW, seed=7)
+    mask = torch.nn.functional.pad(batch["attention_mask"], (0, NEW), value=1)
+    expected = model(torch.cat([batch["input_ids"], more], dim=1), attention_mask=mask).logits[:, 8:]
+    cache = StaticCache(config=model.config, max_cache_len=64)
+    model(**batch, past_key_values=cache)
+    step = torch.compile(model, backend="eager", fullgraph=True)
+    logits = [step(token, past_key_values=cache).logits for token in more.split(1, dim=1)]
+    torch.testing.assert_close(torch.cat(logits, dim=1), expected, **CLOSE)
+    assert compiled_graphs() == 1
+
+
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="needs a C++ compiler")
 def test_generated_code_equals_dynamic(compiled):
     model, prompt = double_model(num_hidden_layers=1), random_ids(1, 6)

@@ -203,7 +203,7 @@ def longest_word(seed: int, count: int) -> tuple[dict, torch.Tensor]:
         (AutoModelForSequenceClassification, True, which_file, 3, 120, 0.2),
         (AutoModelForSequenceClassification, False, which_file, 3, 120, 0.2),
         (AutoModelForTokenClassification, False, keyword_bytes, 3, 100, 0.05),
-        (AutoModelForQuestionAnswering, False, longest_word, 2, 150, 0.2),
+        (AutoModelForQuestionAnswering, False, longest_word, 2, 300, 0.1),
         (AutoModelForMaskedLM, False, masked_bytes, 2, 200, 0.05),
     ],
 )
