@@ -184,6 +184,8 @@ def test_what_a_step_records_is_what_a_full_forward_records():
     out = generate(model, **batch, **EVERYTHING)
     mask = torch.cat([batch["attention_mask"], torch.ones(2, NEW - 1, dtype=torch.long)], dim=1)
     full = model(out.sequences[:, :-1], attention_mask=mask, output_hidden_states=True, output_attentions=True)
+    assert torch.equal(full.hidden_states[0][:, 3:], model.get_input_embeddings()(out.sequences[:, 3:-1]))
+    assert torch.equal(model.lm_head(full.hidden_states[-1]), full.logits)
     for step in range(NEW):
         token = 5 + step
         torch.testing.assert_close(out.logits[step].double(), full.logits[:, token], **CLOSE32)
@@ -192,6 +194,18 @@ def test_what_a_step_records_is_what_a_full_forward_records():
         for ours, theirs in zip(out.attentions[step], full.attentions, strict=True):
             torch.testing.assert_close(ours[:, :, -1], theirs[:, :, token], **CLOSE)
             torch.testing.assert_close(ours.sum(-1)[:, :, -1], torch.ones(2, 4, dtype=torch.float64), **CLOSE)
+
+
+def test_attentions_say_which_latent_is_read():
+    model, prompt = eager_model(), random_ids(2, 6)
+    expected = generate(model, prompt, **EVERYTHING)
+    for layer in model.model.layers:
+        layer.latent_attention.latents.data = layer.latent_attention.latents.data.flip(0)
+    flipped = generate(model, prompt, **EVERYTHING)
+    assert torch.equal(flipped.sequences, expected.sequences)
+    for ours, theirs in zip(tree_leaves(flipped.attentions), tree_leaves(expected.attentions), strict=True):
+        torch.testing.assert_close(ours, theirs.flip(-1), **CLOSE)
+        assert not torch.allclose(ours, theirs)
 
 
 # Padding

@@ -145,8 +145,13 @@ def read_as_a_stranger(folder, again, prompt):
     from transformers import AutoConfig, AutoTokenizer, pipeline
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    # Masked language modelling refuses a causal configuration, so its class is read as bidirectional.
+    settings = {"AutoModelForMaskedLM": {"is_causal": False}}
     names = [name for name in config.auto_map if name != "AutoConfig"]
-    models = {name: getattr(transformers, name).from_pretrained(folder, trust_remote_code=True) for name in names}
+    models = {
+        name: getattr(transformers, name).from_pretrained(folder, trust_remote_code=True, **settings.get(name, {}))
+        for name in names
+    }
     model, ids = models["AutoModelForCausalLM"], torch.arange(2, 25)[None]
     model.save_pretrained(again)
     # A tokenizer needs no code of the folder's.
