@@ -61,7 +61,8 @@ class LatentAttentionConfig(PreTrainedConfig):
             so that latents that have read nothing stay as they are.
 
     Raises:
-        `ValueError`: for a value that no model can be built from; the message names the field and what is allowed.
+        `ValueError`, or huggingface_hub's `StrictDataclassError` around one: for a value that no model can be built
+            from; the message names the field, the value and what is allowed.
     """
 
     model_type = "latent_attention"
