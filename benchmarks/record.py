@@ -17,7 +17,7 @@ import json
 import os
 import platform
 import subprocess
-from datetime import datetime, timezone
+from datetime import date
 from pathlib import Path
 
 import torch
@@ -54,7 +54,7 @@ def environment(device: str) -> dict:
         "transformers": transformers.__version__,
         "cuda": torch.version.cuda if on_gpu else None,
         "revision": revision(),
-        "date": datetime.now(timezone.utc).date().isoformat(),
+        "date": date.today().isoformat(),
     }
 
 
