@@ -35,6 +35,7 @@ class ChunkLayout(NamedTuple):
         grid_shape: `(R, N, S)` of the slots.
         slot_tokens: `(R * N * S,)`, index of each slot's token among the `B * T`; `None`: slot i holds token i.
         token_slots: `(B * T,)`, index of each token's slot among the `R * N * S`.
+        token_valid: `(B, T)`, whether a token is real, and has a slot of its own; `None`: every one.
         slot_valid: `(R, N, S)`, whether a token stands there; `None` in the plain case without spare slots.
         has_previous: `(R or 1, N)`, whether the chunk before belongs to the same sequence.
         sequence_ids: `(R, N)`, only where a row packs several sequences.
@@ -51,6 +52,7 @@ class ChunkLayout(NamedTuple):
     has_previous: torch.Tensor
     slot_tokens: torch.Tensor | None = None
     token_slots: torch.Tensor | None = None
+    token_valid: torch.Tensor | None = None
     slot_valid: torch.Tensor | None = None
     sequence_ids: torch.Tensor | None = None
     chunks_before: torch.Tensor | None = None
@@ -235,6 +237,7 @@ def _gather_indices(slot, valid, grid_shape, per_row: bool = True) -> dict:
     return {
         "slot_tokens": slot_tokens,
         "token_slots": token_slots,
+        "token_valid": valid,
         "slot_valid": slot_valid.view(grid_shape),
     }
 

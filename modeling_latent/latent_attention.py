@@ -23,7 +23,7 @@ from .attention import MultiHeadAttention, attention_mask_of, make_norm, residua
 from .cache_latent import MemoryState, update_rows, write_slot
 from .chunk_layout import ChunkLayout, bidirectional_layout, grid_layout
 from .configuration_latent import LatentAttentionConfig
-from .prefix_statistics import chunk_statistics, empty_statistics, exclusive_prefix, merge
+from .prefix_statistics import chunk_scores, chunk_statistics, empty_statistics, exclusive_prefix, merge
 
 
 def init_weights(config: LatentAttentionConfig, module: nn.Module) -> None:
@@ -156,6 +156,24 @@ class LatentAttention(nn.Module):
         queries = self.input_to_latent.queries(self.latent_norm(self.latents))  # (H, M, d)
         dropout = self.config.attention_dropout if self.training else 0.0
         return chunk_statistics(queries, keys, values, self.input_to_latent.scaling, dropout)
+
+    def compression_weights(self, read: MemoryState | torch.Tensor, layout: ChunkLayout) -> torch.Tensor:
+        """
+        How the latents read every slot, at the start of every chunk: `(R, N, H, M, N, C)`; from a bidirectional
+        model's one reading `(R, H, M, N C)`, the same with 1 in place of the first N. Quadratic in N: for looking
+        at a model, not for running it.
+        """
+        if not self.config.is_causal:
+            return read.unflatten(-1, layout.grid_shape[1:])[:, None]
+        rows, chunks = layout.grid_shape[:2]
+        queries = self.input_to_latent.queries(self.latent_norm(self.latents))  # (H, M, d)
+        scores = chunk_scores(queries, read.keys.flatten(0, 1), self.input_to_latent.scaling).unflatten(0, (rows, -1))
+        order = torch.arange(chunks, device=scores.device)
+        visible = (order < order[:, None]).expand(rows, -1, -1)  # (R, n, j): chunk n sees chunk j
+        if layout.sequence_ids is not None:
+            visible = visible & (layout.sequence_ids[:, :, None] == layout.sequence_ids[:, None, :])
+        scores = scores.movedim(1, 3)[:, None] - read.lse[..., None, None]  # (R, N, H, M, N, C)
+        return scores.masked_fill(~visible[:, :, None, None, :, None], -torch.inf).exp().to(read.keys.dtype)
 
     def compressed(self, out: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """z1 `(..., M, D)` from what was read, `(..., H, M, d)`. Latents that read nothing stay as they are."""

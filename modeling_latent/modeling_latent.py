@@ -46,12 +46,7 @@ from transformers.modeling_layers import (
     GenericForTokenClassification,
     GradientCheckpointingLayer,
 )
-from transformers.modeling_outputs import (
-    BaseModelOutputWithPast,
-    CausalLMOutputWithPast,
-    MaskedLMOutput,
-    SequenceClassifierOutputWithPast,
-)
+from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
@@ -59,6 +54,14 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention import MultiHeadAttention, make_linear, make_norm, residual_std
+from .attention_maps import (
+    LatentAttentionCausalLMOutput,
+    LatentAttentionMaskedLMOutput,
+    LatentAttentionModelOutput,
+    maps_in_token_order,
+    recorded,
+    what_to_record,
+)
 from .cache_latent import LatentState
 from .chunk_layout import ChunkLayout, bidirectional_layout, grid_layout, step_layout
 from .configuration_latent import LatentAttentionConfig
@@ -133,6 +136,13 @@ class LatentAttentionPreTrainedModel(PreTrainedModel):
         "hidden_states": LatentAttentionDecoderLayer,
         # Retrieval: what every token reads from the latents.
         "attentions": OutputRecorder(MultiHeadAttention, index=1, layer_name="latent_to_input"),
+        # A causal layer gives its state, from which the map is made; a bidirectional one the weights themselves.
+        "compression_attentions": [
+            OutputRecorder(LatentAttention, index=1),
+            OutputRecorder(MultiHeadAttention, index=1, layer_name="input_to_latent"),
+        ],
+        "refinement_attentions": OutputRecorder(MultiHeadAttention, index=1, layer_name="latent_self"),
+        "local_attentions": OutputRecorder(LocalAttention, index=1),
     }
 
     @torch.no_grad()
@@ -167,7 +177,7 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
         cu_seq_lens_q: torch.LongTensor | None = None,
         new_chunk_rows: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutputWithPast:
+    ) -> LatentAttentionModelOutput:
         """
         Args:
             input_ids: `(B, T)`; or `inputs_embeds`, `(B, T, D)`.
@@ -206,6 +216,7 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
         layout = self.make_layout(
             inputs_embeds, valid, starts, sequences, tokens_seen, past_key_values is not None, new_chunk_rows
         )
+        kwargs |= what_to_record(kwargs.get("output_attentions"), self.config)
         outputs = self.run_layers(layout, inputs_embeds, past_key_values, **{**kwargs, "return_dict": True})
         return self.in_token_order(outputs, layout, inputs_embeds)
 
@@ -220,7 +231,7 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
         return grid_layout(batch_shape, size, device, valid, starts, tokens_seen, with_cache, sequences)
 
     @capture_outputs
-    def run_layers(self, layout: ChunkLayout, inputs_embeds, past_key_values, **kwargs) -> BaseModelOutputWithPast:
+    def run_layers(self, layout: ChunkLayout, inputs_embeds, past_key_values, **kwargs) -> LatentAttentionModelOutput:
         """All blocks in the chunk layout. Recorded hidden states and attentions are in it, too."""
         position_embeddings = attention_mask = None
         if self.config.local_attention:
@@ -236,15 +247,10 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
                 past_key_values=past_key_values,
                 **kwargs,
             )
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+        return LatentAttentionModelOutput(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
 
-    def in_token_order(self, outputs, layout: ChunkLayout, inputs_embeds) -> BaseModelOutputWithPast:
+    def in_token_order(self, outputs, layout: ChunkLayout, inputs_embeds) -> LatentAttentionModelOutput:
         """Everything that `run_layers` recorded, back from slots to tokens."""
-
-        def weights_to_tokens(weights: torch.Tensor) -> torch.Tensor:
-            by_slot = weights.transpose(2, 3).reshape(*layout.grid_shape, weights.shape[2], -1)  # (R, N, S, H, M)
-            return layout.to_tokens(by_slot).transpose(1, 2)  # (B, H, T, M)
-
         outputs.last_hidden_state = layout.to_tokens(outputs.last_hidden_state)
         if outputs.hidden_states is not None:
             # Layers that were not asked for are None. First and last are the tensors that the caller has anyway.
@@ -253,7 +259,7 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
             states[-1] = None if states[-1] is None else outputs.last_hidden_state
             outputs.hidden_states = tuple(states)
         if outputs.attentions is not None:
-            outputs.attentions = tuple(weights_to_tokens(weights) for weights in outputs.attentions)
+            maps_in_token_order(outputs, layout, self.layers[: self.config.num_hidden_layers])
         return outputs
 
 
@@ -283,7 +289,7 @@ class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, GenerationMixin
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> CausalLMOutputWithPast:
+    ) -> LatentAttentionCausalLMOutput:
         """
         Arguments as in [`LatentAttentionModel`], and:
 
@@ -291,7 +297,7 @@ class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, GenerationMixin
             labels: `(B, T)`, -100 where there is none; shifted by one inside the loss.
             logits_to_keep: how many of the last tokens get logits, or their indices; 0 for all.
         """
-        outputs: BaseModelOutputWithPast = self.model(
+        outputs: LatentAttentionModelOutput = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -305,12 +311,8 @@ class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, GenerationMixin
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+        return LatentAttentionCausalLMOutput(
+            loss=loss, logits=logits, past_key_values=outputs.past_key_values, **recorded(outputs)
         )
 
     @staticmethod
@@ -398,16 +400,14 @@ class LatentAttentionForMaskedLM(LatentAttentionPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> MaskedLMOutput:
+    ) -> LatentAttentionMaskedLMOutput:
         """Arguments as in [`LatentAttentionModel`], and `labels` `(B, T)`, -100 where no token is to be filled in."""
         outputs = self.model(input_ids, attention_mask, inputs_embeds=inputs_embeds, **kwargs)
         logits = self.lm_head(outputs.last_hidden_state)  # (B, T, V)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return MaskedLMOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+        return LatentAttentionMaskedLMOutput(loss=loss, logits=logits, **recorded(outputs))
 
 
 class LatentAttentionForSequenceClassification(GenericForSequenceClassification, LatentAttentionPreTrainedModel):

@@ -47,6 +47,14 @@ def empty_statistics(shape: tuple[int, ...], head_dim: int, dtype: torch.dtype, 
     )
 
 
+def chunk_scores(queries: torch.Tensor, keys: torch.Tensor, scaling: float) -> torch.Tensor:
+    """Scores `(X, H, M, C)` of latents' queries `(H, M, d)` and keys `(X, Hkv, C, d)` of chunks."""
+    num_heads, _, head_dim = queries.shape
+    grouped = queries.reshape(keys.shape[1], -1, head_dim) * scaling  # (Hkv, H / Hkv * M, d)
+    scores = torch.einsum("xkcd,kqd->xkqc", keys, grouped).to(statistics_dtype(keys.dtype))
+    return scores.reshape(keys.shape[0], num_heads, -1, keys.shape[2])
+
+
 def chunk_statistics(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float, dropout: float):
     """
     Statistics of every chunk under the latents' queries.
@@ -60,16 +68,13 @@ def chunk_statistics(queries: torch.Tensor, keys: torch.Tensor, values: torch.Te
     Returns:
         `lse` `(X, H, M)` and `out` `(X, H, M, d)`.
     """
-    num_heads, num_latents, head_dim = queries.shape
-    num_key_value_heads = keys.shape[1]
-    grouped = queries.reshape(num_key_value_heads, -1, head_dim) * scaling  # (Hkv, H / Hkv * M, d)
-    scores = torch.einsum("xkcd,kqd->xkqc", keys, grouped).to(statistics_dtype(keys.dtype))
-    lse = scores.logsumexp(-1)
+    scores = chunk_scores(queries, keys, scaling)
+    lse = scores.logsumexp(-1)  # (X, H, M)
     probabilities = (scores - lse[..., None]).exp().to(values.dtype)
     if dropout:
         probabilities = torch.nn.functional.dropout(probabilities, dropout)
-    out = torch.einsum("xkqc,xkcd->xkqd", probabilities, values).to(lse.dtype)
-    return lse.reshape(-1, num_heads, num_latents), out.reshape(-1, num_heads, num_latents, head_dim)
+    grouped = probabilities.reshape(keys.shape[0], keys.shape[1], -1, keys.shape[2])  # (X, Hkv, H / Hkv * M, C)
+    return lse, (grouped @ values).to(lse.dtype).reshape(*lse.shape, -1)
 
 
 def merge(lse_a: torch.Tensor, out_a: torch.Tensor, lse_b: torch.Tensor, out_b: torch.Tensor):

@@ -1,0 +1,205 @@
+# Copyright 2026 The Latent Attention Authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The maps of `output_attentions=True`: that they sum to one, keep the definition's zeros, and make the output."""
+
+import pytest
+import torch
+
+from common import random_ids, randomize, tiny_config, tiny_model
+from modeling_latent import LatentAttentionForMaskedLM, LatentAttentionModel
+
+
+C, M, H = 4, 3, 4
+MAPS = ("attentions", "compression_attentions", "refinement_attentions", "local_attentions")
+
+
+def eager_model(**overrides) -> LatentAttentionModel:
+    config = tiny_config(attn_implementation="eager", **overrides)
+    return randomize(LatentAttentionModel(config)).double().eval()
+
+
+def maps(model, input_ids, **kwargs):
+    with torch.no_grad():
+        return model(input_ids, output_attentions=True, **kwargs)
+
+
+def assert_sums(weights, expected=1.0):
+    torch.testing.assert_close(weights.sum(-1), torch.full_like(weights.sum(-1), expected))
+
+
+@pytest.mark.parametrize("length", [3, 4, 5, 11, 12])
+def test_causal_maps_sum_to_one_and_are_zero_where_the_definition_forbids(length):
+    chunks = -(-length // C)
+    for layer in zip(*(maps(eager_model(), random_ids(2, length))[name] for name in MAPS), strict=True):
+        retrieval, compression, refinement, local = layer
+        assert retrieval.shape == (2, H, length, M)
+        assert compression.shape == (2, chunks, H, M, length)
+        assert refinement.shape == (2, chunks, H, M, M)
+        assert local.shape == (2, H, length, 2 * C)
+        for weights in (retrieval, refinement, local):
+            assert_sums(weights)
+        for n in range(chunks):
+            assert_sums(compression[:, n], float(n > 0))
+            assert (compression[:, n, ..., n * C :] == 0).all()
+            assert (compression[:, n, ..., : n * C] > 0).all()
+        for t in range(length):
+            for slot in range(2 * C):
+                position = (t // C - 1) * C + slot
+                allowed = 0 <= position <= t
+                assert (local[:, :, t, slot] > 0).all() == allowed
+                assert (local[:, :, t, slot] == 0).all() != allowed
+
+
+def test_bidirectional_maps_read_every_token():
+    outputs = maps(eager_model(is_causal=False), random_ids(2, 10))
+    assert outputs.compression_attentions[0].shape == (2, 1, H, M, 10)
+    assert outputs.refinement_attentions[0].shape == (2, 1, H, M, M)
+    assert outputs.local_attentions[0].shape == (2, H, 10, 3 * C)
+    for name in MAPS:
+        for weights in outputs[name]:
+            assert_sums(weights)
+    assert (outputs.compression_attentions[1] > 0).all()
+
+
+def multiply(weights, values, config):
+    """`(..., H, Q, S)` times `(..., S, Hkv d)` to `(..., Q, H d)`, as the input of `o_proj`."""
+    values = values.unflatten(-1, (config.num_key_value_heads, -1)).transpose(-3, -2)
+    values = values.repeat_interleave(config.num_attention_heads // config.num_key_value_heads, dim=-3)
+    return (weights @ values).transpose(-3, -2).flatten(-2)
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_maps_multiply_back_to_the_layers_output(is_causal):
+    """From what compression's `v_proj` makes of the tokens, the maps alone give what the layer adds to them."""
+    length, chunks = 10, 3
+    model = eager_model(is_causal=is_causal)
+    layer, seen = model.layers[1].latent_attention, {}
+    layer.input_to_latent.v_proj.register_forward_hook(lambda *call: seen.update(values=call[2]))
+    layer.register_forward_hook(lambda module, args, output: seen.update(inputs=args[0], output=output[0]))
+    outputs = maps(model, random_ids(2, length))
+    retrieval, compression, refinement = (outputs[name][1] for name in MAPS[:3])
+    with torch.no_grad():
+        values = seen["values"].reshape(2, 1, chunks * C, -1)[:, :, :length]
+        read = layer.input_to_latent.o_proj(multiply(compression, values, model.config))  # (B, N, M, D)
+        latents = layer.latents + read
+        values = layer.latent_self.v_proj(layer.refine_norm(latents))
+        latents = latents + layer.latent_self.o_proj(multiply(refinement, values, model.config))
+        values = layer.latent_to_input.v_proj(layer.readout_norm(latents))
+        for n in range(chunks):
+            tokens = slice(n * C, min((n + 1) * C, length))
+            memory = values[:, n if is_causal else 0]
+            added = layer.latent_to_input.o_proj(multiply(retrieval[:, :, tokens], memory, model.config))
+            slots = slice(0, added.shape[1])
+            torch.testing.assert_close(seen["inputs"][:, n, slots] + added, seen["output"][:, n, slots])
+
+
+def test_local_map_multiplies_back_to_local_attention():
+    model, seen = eager_model(), {}
+    local = model.layers[0].local_attention
+    local.v_proj.register_forward_hook(lambda *call: seen.update(values=call[2]))
+    local.register_forward_hook(lambda *call: seen.update(output=call[2][0]))
+    weights = maps(model, random_ids(1, 8)).local_attentions[0]
+    windows = torch.cat([torch.zeros_like(seen["values"][:, :1]), seen["values"]], dim=1)  # (B, N + 1, C, Hkv d)
+    for n in range(2):
+        window = windows[:, n : n + 2].flatten(1, 2)
+        added = local.o_proj(multiply(weights[:, :, n * C : (n + 1) * C], window, model.config))
+        torch.testing.assert_close(added, seen["output"][:, n])
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("holes", [[0, 1, 2], [9, 10], [0, 4, 10]], ids=["left", "right", "holes"])
+def test_padding_is_read_by_nothing_and_changes_no_map(is_causal, holes):
+    model, input_ids = eager_model(is_causal=is_causal), random_ids(2, 11)
+    mask = torch.ones(2, 11, dtype=torch.long)
+    mask[0, holes] = 0
+    real = mask[0].bool()
+    padded = maps(model, input_ids, attention_mask=mask)
+    alone = maps(model, input_ids[:1, real])
+    chunks = alone.compression_attentions[0].shape[1]
+    for layer in range(2):
+        compression = padded.compression_attentions[layer][0]
+        assert (compression[..., ~real] == 0).all()
+        torch.testing.assert_close(compression[:chunks][..., real], alone.compression_attentions[layer][0])
+        torch.testing.assert_close(padded.attentions[layer][0][:, real], alone.attentions[layer][0])
+        torch.testing.assert_close(
+            padded.refinement_attentions[layer][0, :chunks], alone.refinement_attentions[layer][0]
+        )
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_packed_documents_do_not_read_each_other(is_causal):
+    model, lengths = eager_model(is_causal=is_causal), (6, 9)
+    documents = [random_ids(1, length, seed=length) for length in lengths]
+    position_ids = torch.cat([torch.arange(length) for length in lengths])[None]
+    packed = maps(model, torch.cat(documents, dim=1), position_ids=position_ids)
+    first_token = first_chunk = 0
+    for i, (document, length) in enumerate(zip(documents, lengths, strict=True)):
+        alone, chunks = maps(model, document), -(-length // C) if is_causal else 1
+        own = slice(first_token, first_token + length)
+        at = slice(first_chunk, first_chunk + chunks) if is_causal else slice(0, 1)
+        compression = packed.compression_attentions[1][:, at]
+        torch.testing.assert_close(compression[..., own], alone.compression_attentions[1])
+        if is_causal:
+            assert_sums(compression[..., own], 0.0) if chunks == 1 else assert_sums(compression[:, 1:])
+            refinement = packed.refinement_attentions[1][:, at]
+        else:
+            refinement = packed.refinement_attentions[1][i : i + 1]
+        torch.testing.assert_close(refinement, alone.refinement_attentions[1])
+        first_token, first_chunk = first_token + length, first_chunk + chunks
+
+
+def test_what_a_cache_holds_is_missing_from_the_sum():
+    model, input_ids = eager_model(), random_ids(1, 16)
+    whole = maps(model, input_ids).compression_attentions[1]  # (B, 4, H, M, 16)
+    start = maps(model, input_ids[:, :6], use_cache=True)
+    rest = maps(model, input_ids[:, 6:], past_key_values=start.past_key_values).compression_attentions[1]
+    # The first chunk of the continued grid is the one in progress: chunk 1 of the whole.
+    torch.testing.assert_close(rest[:, : whole.shape[1] - 1], whole[:, 1:, ..., 6:])
+
+
+def test_a_step_of_decoding_gives_what_belongs_to_tokens():
+    model, input_ids = eager_model(), random_ids(2, 9)
+    whole = maps(model, input_ids)
+    cache = maps(model, input_ids[:, :8], use_cache=True).past_key_values
+    step = maps(model, input_ids[:, 8:], past_key_values=cache)
+    assert step.compression_attentions is None
+    assert step.refinement_attentions is None
+    for name in ("attentions", "local_attentions"):
+        for ours, theirs in zip(step[name], whole[name], strict=True):
+            torch.testing.assert_close(ours, theirs[:, :, 8:])
+
+
+def test_language_models_pass_the_maps_on():
+    causal = tiny_model(attn_implementation="eager")
+    config = tiny_config(is_causal=False, attn_implementation="eager")
+    masked = randomize(LatentAttentionForMaskedLM(config)).eval()
+    for model in (causal, masked):
+        ours, base = (maps(part, random_ids(1, 9)) for part in (model, model.model))
+        for name in MAPS:
+            torch.testing.assert_close(ours[name], base[name])
+    causal.config.output_attentions = True
+    assert causal(random_ids(1, 9)).local_attentions is not None
+    assert causal(random_ids(1, 9), output_attentions=False).local_attentions is None
+
+
+def test_without_local_attention_there_is_no_local_map():
+    outputs = maps(eager_model(local_attention=False), random_ids(1, 9))
+    assert outputs.local_attentions is None
+    assert len(outputs.compression_attentions) == 2
+
+
+def test_fused_attention_has_no_weights_as_in_the_library():
+    outputs = tiny_model(attn_implementation="sdpa")(random_ids(1, 9), output_attentions=True)
+    assert outputs.attentions == ()
+    assert outputs.compression_attentions is outputs.refinement_attentions is outputs.local_attentions is None
