@@ -10,9 +10,9 @@ export TOKENIZERS_PARALLELISM := false
 .PHONY: demo test lint clean
 
 # What fits into five minutes on two cores, from tokenizer to text.
-RECIPE := --max_steps 420 --per_device_train_batch_size 4 --learning_rate 2e-3 --warmup_steps 28 \
-	--weight_decay 0.1 --adam_beta2 0.95 --eval_strategy steps --eval_steps 300 --save_steps 300 \
-	--save_total_limit 1 --logging_steps 60 --report_to none
+RECIPE := --max_steps 650 --per_device_train_batch_size 2 --learning_rate 1e-3 --warmup_steps 45 \
+	--weight_decay 0.1 --adam_beta2 0.95 --eval_strategy steps --eval_steps 350 --save_steps 350 \
+	--save_total_limit 1 --logging_steps 50 --report_to none
 
 demo: $(VENV)/train.stamp
 	mkdir -p $(OUT)
