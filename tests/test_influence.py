@@ -16,8 +16,9 @@
 import pytest
 import torch
 
-from common import random_ids, tiny_model
+from common import random_ids, randomize, tiny_config, tiny_model
 from influence import influence_through_latents, mass_by_distance, spread_window
+from modeling_latent import LatentAttentionModel
 
 
 H, M, C = 3, 5, 4
@@ -110,3 +111,14 @@ def test_a_models_maps_give_rows_that_sum_to_one_and_no_future(length):
         torch.testing.assert_close(local.sum(1), torch.ones(length).double(), atol=1e-9, rtol=0)
         assert not influence.triu().any()
         assert not local.triu(1).any()
+
+
+def test_a_bidirectional_models_maps_give_rows_that_sum_to_one():
+    config = tiny_config(chunk_size=C, is_causal=False, attn_implementation="eager")
+    model = randomize(LatentAttentionModel(config)).double().eval()
+    with torch.no_grad():
+        outputs = model(random_ids(1, 18), output_attentions=True)
+    maps = (outputs.attentions, outputs.refinement_attentions, outputs.compression_attentions)
+    influence = influence_through_latents(*(kind[1][0] for kind in maps), C)
+    for weights in (influence, spread_window(outputs.local_attentions[1][0], C)):
+        torch.testing.assert_close(weights.sum(1), torch.ones(18).double(), atol=1e-9, rtol=0)
