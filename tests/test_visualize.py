@@ -32,7 +32,7 @@ from influence import influence_through_latents, spread_window
 from test_heads import word_tokenizer
 
 
-# 30 tokens, the last two in a chunk of their own; a letter beyond ASCII, and what would end the page's data too early
+# 30 tokens, the last two in a chunk of their own; markup and a letter beyond ASCII must be shown as they are
 TEXT = "the latent reads every token\nand writes what it found </script> é\n" * 2 + "the latent"
 LAYER, CHUNK = 1, 4
 SCREENSHOT = Path(__file__).parents[1] / "out" / "tests" / "attention.png"
@@ -80,6 +80,12 @@ def outputs(checkpoint):
     input_ids = torch.tensor([word_tokenizer()(TEXT)["input_ids"]])
     with torch.no_grad():
         return model(input_ids, output_attentions=True)
+
+
+@pytest.fixture(scope="module")
+def maps(checkpoint):
+    input_ids = torch.tensor([word_tokenizer()(TEXT)["input_ids"]])
+    return visualize.layer_maps(visualize.load_model(checkpoint, LAYER), input_ids, LAYER)
 
 
 def program(name: str) -> str:
@@ -194,7 +200,15 @@ def test_the_page_shows_the_text_as_it_is(page):
     assert shown.replace("↵", "") == TEXT
 
 
-def test_a_token_without_text_of_its_own_is_shown(pictures, tmp_path):
+def test_no_token_ends_the_pages_data_early(maps, tmp_path):
+    pieces = ["</script>"] * maps.retrieval.shape[0]
+    visualize.write_page(maps, pieces, {"chunk_size": CHUNK}, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    data = page.split('type="application/json">')[1].split("</script>")[0]
+    assert json.loads(data)["tokens"] == pieces
+
+
+def test_a_token_without_text_of_its_own_is_shown(tmp_path):
     class Bytes:
         """As a tokenizer of bytes: the four of an emoji are tokens with the same place in the text."""
 
@@ -240,12 +254,10 @@ def test_pictures_are_written_with_and_without_local_attention(pictures, text_fi
             assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_distances_count_the_second_half_of_the_text(checkpoint, text_file, outputs):
-    input_ids = torch.tensor([word_tokenizer()(TEXT)["input_ids"]])
-    maps = visualize.layer_maps(visualize.load_model(checkpoint, LAYER), input_ids, LAYER)
+def test_distances_count_the_second_half_of_the_text(maps, outputs):
     masses = visualize.distances(maps, CHUNK)
     local = spread_window(outputs.local_attentions[LAYER][0], CHUNK)
-    half = input_ids.shape[1] // 2
+    half = local.shape[0] // 2
     expected = torch.stack([local[t, t - 3] for t in range(half, 2 * half)]).mean()
     torch.testing.assert_close(masses["local attention"][3], expected, atol=1e-6, rtol=0)
     for mass in masses.values():
