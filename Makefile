@@ -4,10 +4,11 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 PIP := $(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 OUT := out/demo
+SUDO = $(if $(filter-out 0,$(shell id -u)),sudo)
 CODE := modeling_latent configuration examples tests hub_upload.py setup.py
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lint clean
+.PHONY: demo picture test lint chromium clean
 
 # What fits into five minutes on two cores, from tokenizer to text.
 RECIPE := --max_steps 650 --per_device_train_batch_size 2 --learning_rate 1e-3 --warmup_steps 45 \
@@ -19,12 +20,23 @@ demo: $(VENV)/train.stamp
 	$(PYTHON) examples/train.py --output_dir $(OUT) --config configuration/latent-tiny $(RECIPE) | tee $(OUT)/printed.txt
 	$(PYTHON) examples/generate.py $(OUT) | tee -a $(OUT)/printed.txt
 
-test: lint
+# The README's picture: what the latents of the demo's model attend to in a file of the standard library.
+picture: $(VENV)/train.stamp
+	$(PYTHON) examples/visualize.py $(OUT) --layer 1 --output_dir out/attention \
+		--text "$$($(PYTHON) -c 'import textwrap; print(textwrap.__file__)')"
+	cp out/attention/attention.png docs/attention.png
+
+test: lint chromium
 	$(PYTHON) -m pytest tests
 
 lint: $(VENV)/test.stamp
 	$(PYTHON) -m ruff format --check $(CODE)
 	$(PYTHON) -m ruff check $(CODE)
+
+# A test opens a page in a real browser.
+chromium:
+	@{ command -v chromium && command -v chromedriver; } > /dev/null || { $(SUDO) apt-get update -q && \
+		$(SUDO) apt-get install -q -y --no-install-recommends chromium chromium-driver; }
 
 clean:
 	rm -rf $(VENV) .cache out build *.egg-info

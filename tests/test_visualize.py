@@ -1,0 +1,279 @@
+# Copyright 2026 The Latent Attention Authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Pictures of a tiny model's attention: the page in a real browser against the model's maps, and the figures."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+import visualize
+from attention_pictures import draw_compression, octaves
+from common import tiny_model
+from influence import influence_through_latents, spread_window
+from test_heads import word_tokenizer
+
+
+# 30 tokens, the last two in a chunk of their own; markup and a letter beyond ASCII must be shown as they are
+TEXT = "the latent reads every token\nand writes what it found </script> é\n" * 2 + "the latent"
+LAYER, CHUNK = 1, 4
+SCREENSHOT = Path(__file__).parents[1] / "out" / "tests" / "attention.png"
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --window-size=1200,800"
+)
+TOLERANCE = 0.01  # of a shade: the page holds three digits, the browser states two
+
+
+def save_checkpoint(folder: Path, **overrides) -> str:
+    tokenizer = word_tokenizer()
+    tiny_model(vocab_size=len(tokenizer), chunk_size=CHUNK, **overrides).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def text_file(tmp_path_factory):
+    file = tmp_path_factory.mktemp("text") / "text.txt"
+    file.write_text(TEXT, encoding="utf-8")
+    return file
+
+
+def run(checkpoint, text_file, output_dir, layer=LAYER):
+    visualize.main([checkpoint, "--text", str(text_file), "--layer", str(layer), "--output_dir", str(output_dir)])
+
+
+@pytest.fixture(scope="module")
+def pictures(checkpoint, text_file, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    run(checkpoint, text_file, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def outputs(checkpoint):
+    """All maps of the model, straight from it."""
+    model = visualize.load_model(checkpoint, LAYER)
+    input_ids = torch.tensor([word_tokenizer()(TEXT)["input_ids"]])
+    with torch.no_grad():
+        return model(input_ids, output_attentions=True)
+
+
+@pytest.fixture(scope="module")
+def maps(checkpoint):
+    input_ids = torch.tensor([word_tokenizer()(TEXT)["input_ids"]])
+    return visualize.layer_maps(visualize.load_model(checkpoint, LAYER), input_ids, LAYER)
+
+
+def program(name: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        pytest.fail(
+            f"`{name}` is not installed, but the page is tested in a real browser: `make chromium` installs it."
+        )
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    options = webdriver.ChromeOptions()
+    options.binary_location = program("chromium")
+    for flag in [*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('browser')}"]:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(program("chromedriver")))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def page(browser, pictures):
+    browser.get((pictures / "attention.html").as_uri())
+    yield browser
+    assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0  # no network
+
+
+def latents(page):
+    return page.find_elements(By.CSS_SELECTOR, "#latents button")
+
+
+def tokens(page):
+    return page.find_elements(By.CSS_SELECTOR, "#text [role=button]")
+
+
+def shades(page, items) -> torch.Tensor:
+    """How opaque the background of each is, as the browser shows it."""
+    script = "return arguments[0].map((item) => getComputedStyle(item).backgroundColor)"
+    colours = [re.findall(r"[\d.]+", colour) for colour in page.execute_script(script, items)]
+    return torch.tensor([float(colour[3]) if len(colour) == 4 else 1.0 for colour in colours])
+
+
+def assert_shaded(page, items, weights: torch.Tensor):
+    expected = torch.zeros(len(items))
+    expected[: len(weights)] = weights / weights.max()
+    torch.testing.assert_close(shades(page, items), expected, atol=TOLERANCE, rtol=0)
+
+
+def compression(outputs, chunk: int, latent: int) -> torch.Tensor:
+    return outputs.compression_attentions[LAYER][0, chunk, :, latent].mean(0)
+
+
+def pressed(items) -> list[int]:
+    return [index for index, item in enumerate(items) if item.get_attribute("aria-pressed") == "true"]
+
+
+def test_a_latent_shades_the_tokens_that_it_has_read(page, outputs):
+    last = outputs.compression_attentions[LAYER].shape[1] - 1
+    assert len(tokens(page)) == outputs.attentions[LAYER].shape[2]
+    assert_shaded(page, tokens(page), compression(outputs, last, 0))
+    latents(page)[2].click()
+    assert pressed(latents(page)) == [2]
+    assert_shaded(page, tokens(page), compression(outputs, last, 2))
+    assert "Latent 2 after 28 tokens" in page.find_element(By.ID, "summary").text
+    SCREENSHOT.parent.mkdir(parents=True, exist_ok=True)
+    page.save_screenshot(str(SCREENSHOT))
+
+
+def test_the_slider_goes_back_to_what_was_read_before(page, outputs):
+    last = outputs.compression_attentions[LAYER].shape[1] - 1
+    slider = page.find_element(By.ID, "chunk")
+    slider.send_keys(Keys.ARROW_LEFT)
+    assert_shaded(page, tokens(page), compression(outputs, last - 1, 0))
+    slider.send_keys(Keys.HOME)
+    assert not shades(page, tokens(page)).any()
+    assert "nothing" in page.find_element(By.ID, "summary").text
+
+
+def test_a_token_shades_the_latents_it_reads_and_earlier_tokens_only(page, outputs):
+    maps = (outputs.attentions, outputs.refinement_attentions, outputs.compression_attentions)
+    influence = influence_through_latents(*(kind[LAYER][0] for kind in maps), CHUNK)
+    for token in (13, 29):
+        tokens(page)[token].click()
+        assert pressed(tokens(page)) == [token]
+        assert pressed(latents(page)) == []
+        assert_shaded(page, latents(page), outputs.attentions[LAYER][0, :, token].mean(0))
+        assert_shaded(page, tokens(page), influence[token])
+        assert not shades(page, tokens(page))[token // CHUNK * CHUNK :].any()
+
+
+def test_a_token_of_the_first_chunk_reads_latents_that_have_read_nothing(page, outputs):
+    tokens(page)[1].click()
+    assert_shaded(page, latents(page), outputs.attentions[LAYER][0, :, 1].mean(0))
+    assert not shades(page, tokens(page)).any()
+
+
+def test_the_keyboard_reaches_latents_and_tokens(page):
+    latents(page)[0].send_keys(Keys.ARROW_RIGHT)
+    page.switch_to.active_element.send_keys(Keys.ENTER)
+    assert pressed(latents(page)) == [1]
+    tokens(page)[0].send_keys(Keys.ARROW_RIGHT)
+    page.switch_to.active_element.send_keys(Keys.SPACE)
+    assert pressed(tokens(page)) == [1]
+
+
+def test_the_page_shows_the_text_as_it_is(page):
+    shown = "".join(item.get_attribute("textContent") for item in tokens(page))
+    assert shown.replace("↵", "") == TEXT
+
+
+def test_no_token_ends_the_pages_data_early(maps, tmp_path):
+    pieces = ["</script>"] * maps.retrieval.shape[0]
+    visualize.write_page(maps, pieces, {"chunk_size": CHUNK}, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    data = page.split('type="application/json">')[1].split("</script>")[0]
+    assert json.loads(data)["tokens"] == pieces
+
+
+def test_a_token_without_text_of_its_own_is_shown(tmp_path):
+    class Bytes:
+        """As a tokenizer of bytes: the four of an emoji are tokens with the same place in the text."""
+
+        def __call__(self, text, **kwargs):
+            offsets = [(index, index + 1) for index, letter in enumerate(text) for _ in letter.encode()]
+            return {"input_ids": list(text.encode()), "offset_mapping": offsets}
+
+    file = tmp_path / "text.txt"
+    file.write_text("a🙂b", encoding="utf-8")
+    assert visualize.read_tokens(file, Bytes(), 1)[1] == ["a", "\ufffd", "\ufffd", "\ufffd", "🙂", "b"]
+
+
+def test_a_long_text_is_cut_and_says_so(checkpoint, text_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(visualize, "MAX_TOKENS", 9)
+    run(checkpoint, text_file, tmp_path)
+    assert "has 30 tokens; the first 9 are used" in capsys.readouterr().out
+    page = (tmp_path / "attention.html").read_text(encoding="utf-8")
+    data = json.loads(page.split('type="application/json">')[1].split("</script>")[0])
+    assert len(data["tokens"]) == len(data["influence"]) == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "layer", "message"),
+    [("the latent reads", 0, "gives 3 tokens .* at least 5"), (TEXT, 2, "--layer is 2 but must be from 0 to 1")],
+)
+def test_what_can_not_be_shown_is_an_error(text, layer, message, checkpoint, tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        run(checkpoint, file, tmp_path, layer)
+
+
+def test_a_bidirectional_model_is_an_error(text_file, tmp_path):
+    checkpoint = save_checkpoint(tmp_path, is_causal=False)
+    with pytest.raises(ValueError, match="is bidirectional but must be causal"):
+        run(checkpoint, text_file, tmp_path)
+
+
+def test_pictures_are_written_with_and_without_local_attention(pictures, text_file, tmp_path):
+    run(save_checkpoint(tmp_path, local_attention=False), text_file, tmp_path)
+    for folder in (pictures, tmp_path):
+        for name in ("compression", "distance", "attention"):
+            assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_distances_count_the_second_half_of_the_text(maps, outputs):
+    masses = visualize.distances(maps, CHUNK)
+    local = spread_window(outputs.local_attentions[LAYER][0], CHUNK)
+    half = local.shape[0] // 2
+    expected = torch.stack([local[t, t - 3] for t in range(half, 2 * half)]).mean()
+    torch.testing.assert_close(masses["local attention"][3], expected, atol=1e-6, rtol=0)
+    for mass in masses.values():
+        assert mass.sum().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_octaves_sum_distances_that_double():
+    mass = torch.arange(9.0)  # distances 0, 1, 2-3, 4-7, 8
+    assert octaves(mass).tolist() == [0, 1, 2 + 3, 4 + 5 + 6 + 7, 8]
+
+
+def test_the_heat_map_shows_means_of_runs_beside_the_mean_of_all():
+    weights = torch.rand(3, 300, generator=torch.Generator().manual_seed(0))
+    weights /= weights.sum(1, keepdim=True)
+    axes = Figure().add_subplot()
+    draw_compression(axes, weights)
+    shown = torch.tensor(axes.images[0].get_array())
+    expected = weights.view(3, 100, 3).mean(-1) / weights.mean(1, keepdim=True)
+    torch.testing.assert_close(shown, expected, atol=1e-4, rtol=0)
