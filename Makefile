@@ -4,7 +4,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 PIP := $(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 OUT := out/demo
-CODE := modeling_latent configuration examples tests hub_upload.py setup.py
+CODE := modeling_latent benchmarks configuration examples tests hub_upload.py setup.py
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: demo test lint clean

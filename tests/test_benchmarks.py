@@ -1,0 +1,174 @@
+# Copyright 2026 The Latent Attention Authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The benchmarks: equal peers, real masks, every measure at toy size, and shown numbers that are those of the files."""
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+import speed
+from common import random_ids, randomize, tiny_config
+from peers import (
+    FULL,
+    MAMBA,
+    NO_LATENTS,
+    OURS,
+    PEERS,
+    TOLERANCE,
+    WINDOWED,
+    build,
+    configs_of,
+    count_parameters,
+    equal_config,
+)
+
+
+def tiny_configs(names=PEERS) -> dict:
+    ours = tiny_config(bos_token_id=None, eos_token_id=None)
+    return {OURS: ours} | {name: equal_config(name, ours) for name in names}
+
+
+def tiny_bench(names=PEERS) -> speed.Bench:
+    return speed.Bench(tiny_configs(names), device="cpu", seconds=0.1, limit=60, result={})
+
+
+def tiny_peer(name: str):
+    return randomize(build(name, tiny_configs()[name])).eval()
+
+
+@pytest.mark.parametrize("name", ["latent-60m", "latent-135m", "latent-1b"])
+def test_peers_have_as_many_parameters(name):
+    counts = {model: count_parameters(model, config) for model, config in configs_of(name, PEERS).items()}
+    assert all(abs(count / counts[OURS] - 1) <= TOLERANCE for count in counts.values())
+
+
+def first_changed_logit(model, length: int, changed: int) -> torch.Tensor:
+    """Which logits `(T,)` change with token `changed`."""
+    input_ids = random_ids(1, length)
+    others = input_ids.clone()
+    others[0, changed] = (others[0, changed] + 1) % 31
+    with torch.no_grad():
+        difference = model(input_ids=input_ids).logits - model(input_ids=others).logits
+    return difference[0].abs().amax(-1) > 1e-6
+
+
+def test_the_window_is_real_and_full_attention_has_none():
+    # Two layers of 2C = 8 tokens each: the last token that is reached is 2 * 7 further.
+    reached = first_changed_logit(tiny_peer(WINDOWED), 40, changed=3)
+    assert reached[3 : 3 + 15].all() and not reached[3 + 15 :].any()
+    assert first_changed_logit(tiny_peer(FULL), 40, changed=3)[3:].all()
+
+
+def test_the_cache_of_the_window_is_bounded():
+    model = tiny_peer(WINDOWED)
+    sizes = {length: speed.cache_bytes(speed.forward(model, random_ids(1, length))[1]) for length in (20, 40)}
+    assert sizes[20] == sizes[40]
+
+
+def test_without_latents_nothing_is_seen_beyond_the_window():
+    model = tiny_peer(NO_LATENTS)
+    assert not any("latent_attention" in name for name, _ in model.named_parameters())
+    # Two layers: the chunk before the chunk before, C = 4.
+    reached = first_changed_logit(model, 40, changed=3)
+    assert reached[3:12].any() and not reached[12:].any()
+
+
+@pytest.mark.parametrize("name", [OURS, *PEERS])
+def test_a_cache_continues(name):
+    model, input_ids = randomize(build(name, tiny_configs()[name])).eval(), random_ids(1, 30)
+    cache = speed.prefill_in_pieces(model, None, input_ids[:, :29], piece=8)
+    logits, _ = speed.forward(model, input_ids[:, 29:], cache)
+    torch.testing.assert_close(logits, speed.forward(model, input_ids)[0], atol=1e-4, rtol=1e-4)
+
+
+def test_greedy_steps_are_those_of_generate():
+    model, input_ids = randomize(build(OURS, tiny_configs()[OURS])).eval(), random_ids(1, 8)
+    cache = speed.prefill_in_pieces(model, None, input_ids)
+    step = speed.greedy_step(model, cache, 8, batch=1)
+    for _ in range(9):
+        step()
+    first = torch.zeros(1, 1, dtype=torch.long)
+    other = speed.prefill_in_pieces(model, None, input_ids)
+    model.generate(
+        torch.cat([input_ids, first], 1), past_key_values=other, max_new_tokens=9, do_sample=False, eos_token_id=None
+    )
+    for left, right in zip(cache.layers[1].state.memory, other.layers[1].state.memory, strict=True):
+        torch.testing.assert_close(left, right)
+
+
+def test_the_bytes_of_a_cache_are_those_of_the_formula():
+    config = tiny_config()
+    cache = DynamicCache(config=config)
+    build(OURS, config)(random_ids(3, 10), past_key_values=cache)
+    assert speed.cache_bytes(cache) == config.state_bytes(3, torch.float32)
+
+
+@pytest.mark.parametrize("measure", [speed.prefill, speed.training])
+def test_time_by_length(measure):
+    bench = tiny_bench()
+    measure(bench, (8, 16), few=(8,))
+    points = bench.result[measure.__name__]
+    assert set(points) == {OURS, *PEERS}
+    assert set(points[FULL]) == set(points[OURS]) == {"8", "16"} and set(points[MAMBA]) == {"8"}
+    assert all(point["seconds"] > 0 for model in points.values() for point in model.values())
+    assert {entry["model"] for entry in bench.result["left_out"]} == set(PEERS) - {FULL}
+
+
+def test_a_slow_model_is_left_out_at_greater_lengths():
+    bench = tiny_bench((FULL,))
+    bench.limit = 0
+    speed.prefill(bench, (8, 16))
+    assert set(bench.result["prefill"][FULL]) == {"8"}
+    assert all("above the limit" in entry["why"] for entry in bench.result["left_out"])
+
+
+def test_decoding_time_counts_one_entry_per_chunk():
+    bench = tiny_bench()
+    speed.decode(bench, (8, 48), few=(8,))
+    assert set(bench.result["decode"]) == {OURS, *PEERS}
+    point = bench.result["decode"][OURS]["48"]
+    assert point["seconds"] == pytest.approx((3 * point["ordinary"] + point["entering"]) / 4)
+    sizes = bench.result["cache"]
+    assert sizes[OURS]["8"] == sizes[OURS]["48"] == {"bytes": bench.configs[OURS].state_bytes(1, torch.float32)}
+    assert sizes[FULL]["48"]["bytes"] == 6 * sizes[FULL]["8"]["bytes"]
+
+
+def test_throughput_takes_the_largest_batch():
+    bench = tiny_bench((FULL,))
+    speed.decode_throughput(bench, 8, batches=(1, 3))
+    assert {model["8"]["batch"] for model in bench.result["throughput"].values()} == {3}
+
+
+def test_limits_and_kernels():
+    bench = tiny_bench((FULL, WINDOWED))
+    speed.training(bench, (16,))
+    speed.decode(bench, (8,))
+    speed.limits(bench, length=16, context=8, matmul_size=64, copied=2**20)
+    share = bench.result["limits"][OURS]["16"]
+    assert all(value > 0 for value in share.values())
+    speed.attention_kernels(bench, (16,))
+    kernels = bench.result["kernels"]
+    assert all(
+        any("flash" in name for names in kernels[FULL]["16"]["prefill"].values() for name in names) for _ in "a"
+    )
+
+
+def test_memory_is_measured_in_a_fresh_process():
+    bench = tiny_bench((FULL,))
+    speed.training_memory(bench, (64, 2048))
+    points = bench.result["training memory"]
+    assert points[OURS]["2048"]["bytes"] > points[OURS]["64"]["bytes"] >= 0
+    speed.longest_context(bench, tokens=64, piece=8, batch=2)
+    point = bench.result["longest context"][OURS]["64"]
+    assert point["tokens"] == 64 and point["bytes"] > 0
