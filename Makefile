@@ -7,7 +7,7 @@ OUT := out/demo
 CODE := modeling_latent benchmarks configuration examples tests hub_upload.py setup.py
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lint clean
+.PHONY: demo bench bench-gpu test lint clean
 
 # What fits into five minutes on two cores, from tokenizer to text.
 RECIPE := --max_steps 420 --per_device_train_batch_size 4 --learning_rate 2e-3 --warmup_steps 28 \
@@ -18,6 +18,18 @@ demo: $(VENV)/train.stamp
 	mkdir -p $(OUT)
 	$(PYTHON) examples/train.py --output_dir $(OUT) --config configuration/latent-tiny $(RECIPE) | tee $(OUT)/printed.txt
 	$(PYTHON) examples/generate.py $(OUT) | tee -a $(OUT)/printed.txt
+
+bench: $(VENV)/train.stamp
+	mkdir -p out
+	$(PYTHON) benchmarks/speed.py --device cpu 2>&1 | tee out/bench.txt
+	$(PYTHON) benchmarks/figures.py
+	$(PYTHON) benchmarks/table.py
+
+bench-gpu: $(VENV)/train.stamp
+	mkdir -p out
+	for part in 1 2 3; do $(PYTHON) benchmarks/speed.py --device cuda --part $$part 2>&1 || exit 1; done | tee out/bench-gpu.txt
+	$(PYTHON) benchmarks/figures.py
+	$(PYTHON) benchmarks/table.py
 
 test: lint
 	$(PYTHON) -m pytest tests

@@ -80,7 +80,7 @@ class Bench:
 
     @property
     def dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.device == "cuda" else torch.float32
+        return dtype_of(self.device)
 
     def model(self, name: str) -> PreTrainedModel:
         return make_model(name, self.configs[name], self.device, self.dtype)
@@ -113,6 +113,10 @@ class Bench:
             else:
                 names.append(name)
         return names
+
+
+def dtype_of(device: str) -> torch.dtype:
+    return torch.bfloat16 if device == "cuda" else torch.float32
 
 
 def make_model(name: str, config: PreTrainedConfig, device: str, dtype: torch.dtype) -> PreTrainedModel:
@@ -395,11 +399,11 @@ def gsa_or_why_not(device: str) -> tuple[tuple[str, ...], str]:
     return (GSA,), "GSA is measured"
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=list(PLANS), required=True)
     parser.add_argument("--part", type=int, default=1, help="Of the plan. Parts after the first add to its result.")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     name, plan = f"speed-{arguments.device}", PLANS[arguments.device]
     if not 1 <= arguments.part <= len(plan):
         parser.error(
@@ -420,6 +424,7 @@ def main() -> None:
         configs = configs_of(config_name, (*PEERS, *gsa))
         section = result["models"].setdefault(config_name, {})
         section["configurations"] = {model: config.to_diff_dict() for model, config in configs.items()}
+        section["state_bytes"] = configs[OURS].state_bytes(1, dtype_of(arguments.device))
         section["parameters"] = {model: count_parameters(model, config) for model, config in configs.items()}
         device = arguments.device
         measure(Bench(configs, device, SECONDS[device], LIMIT[device], section, save))

@@ -11,13 +11,19 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The benchmarks: equal peers, real masks, every measure at toy size, and shown numbers that are those of the files."""
+"""The benchmarks: equal peers, real masks, every measure at toy size, and numbers shown as they were measured."""
+
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import DynamicCache
 
+import figures
+import record
 import speed
+import table
 from common import random_ids, randomize, tiny_config
 from peers import (
     FULL,
@@ -158,17 +164,69 @@ def test_limits_and_kernels():
     share = bench.result["limits"][OURS]["16"]
     assert all(value > 0 for value in share.values())
     speed.attention_kernels(bench, (16,))
-    kernels = bench.result["kernels"]
-    assert all(
-        any("flash" in name for names in kernels[FULL]["16"]["prefill"].values() for name in names) for _ in "a"
-    )
+    for operators in bench.result["kernels"][FULL]["16"].values():
+        assert any("flash" in name for names in operators.values() for name in names)
 
 
 def test_memory_is_measured_in_a_fresh_process():
     bench = tiny_bench((FULL,))
-    speed.training_memory(bench, (64, 2048))
+    speed.training_memory(bench, (64, 2048), names=(OURS,))
     points = bench.result["training memory"]
     assert points[OURS]["2048"]["bytes"] > points[OURS]["64"]["bytes"] >= 0
     speed.longest_context(bench, tokens=64, piece=8, batch=2)
     point = bench.result["longest context"][OURS]["64"]
     assert point["tokens"] == 64 and point["bytes"] > 0
+
+
+def tiny_result() -> dict:
+    """As a run writes it, with ours constant and Llama growing."""
+    lengths = (1024, 4096, 16384, 32768)
+    ours = {str(length): {"seconds": 2.0, "bytes": 2} for length in lengths}
+    llama = {str(length): {"seconds": length / 4096, "bytes": length // 1024} for length in lengths}
+    points = {OURS: ours, FULL: llama, MAMBA: {"1024": {"seconds": 1.0, "bytes": 1}}}
+    names = ("decode", "prefill", "training", "cache")
+    return {"models": {"latent-60m": {**{name: points for name in names}, "state_bytes": 2}}}
+
+
+@pytest.mark.parametrize(
+    ("peer", "length"),
+    [({1: 1, 4: 4, 16: 16}, 2), ({1: 3, 4: 3, 16: 3}, 1), ({1: 1, 4: 1, 16: 1}, None), ({1: 3, 4: 1, 16: 4}, 8)],
+)
+def test_where_curves_cross(peer, length):
+    assert table.crossing({1: 2, 4: 2, 16: 2}, peer) == (length if length is None else pytest.approx(length))
+
+
+def test_targets_are_met_missed_or_not_measured():
+    rows = table.targets(tiny_result(), "cpu").splitlines()
+    verdicts = {row.split(" | ")[0][2:]: row.split(" | ")[1:] for row in rows[2:]}
+    assert verdicts["decoding, ours ÷ Llama, at 1k"] == ["≤ 1.25", "8", "**missed** |"]
+    assert verdicts["decoding, ours ÷ Llama, at 32k"] == ["≤ 0.4", "0.25", "met |"]
+    assert verdicts["prefill, 16k ÷ 4k"] == ["≤ 4.3", "1", "met |"]
+    assert verdicts["decoding, ours ÷ Llama, at 8k"][-1] == "| not measured |"
+    assert "| ours ÷ Llama | 8.00 | 2.00 | 0.50 | 0.25 | from 8,192 on |" in table.ratios(tiny_result())
+
+
+def test_the_figure_has_a_curve_for_every_model():
+    panels = figures.draw(tiny_result()).axes
+    assert len(panels) == 4
+    assert all({OURS, FULL, MAMBA} <= {line.get_label() for line in panel.lines} for panel in panels)
+
+
+@pytest.mark.parametrize("readme", table.READMES, ids=lambda file: file.parent.name)
+def test_the_readmes_show_what_was_measured(readme: Path):
+    assert "<!-- speed-cpu targets: start -->" in readme.read_text(encoding="utf-8")
+    assert readme.read_text(encoding="utf-8") == table.rendered(readme)
+
+
+def test_the_command_writes_and_adds_to_its_result(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    plan = [[("latent-tiny", partial(speed.prefill, lengths=(length,)))] for length in (8, 16)]
+    monkeypatch.setitem(speed.PLANS, "cpu", plan)
+    speed.main(["--device", "cpu"])
+    speed.main(["--device", "cpu", "--part", "2"])
+    result = table.load("cpu")
+    assert set(table.curve(result, "prefill", OURS)) == {8, 16}
+    assert set(result["parts"]) == {"1", "2"} and result["parts"]["2"]["torch"] == torch.__version__
+    assert result["models"]["latent-tiny"]["parameters"][OURS] == 4_363_392
+    with pytest.raises(SystemExit):
+        speed.main(["--device", "cpu", "--part", "3"])
