@@ -97,11 +97,17 @@ def attention_operators(call: Callable, device: str) -> dict[str, list[str]]:
         call()
     picked: dict[str, set] = {}
     for event in profiler.events():
-        if event.name.startswith("aten::_scaled_dot_product_") and len(event.input_shapes) > 1:
-            shapes = f"query {event.input_shapes[0]}, key {event.input_shapes[1]}"
-            kernels = [kernel.name for part in (event, *event.cpu_children) for kernel in part.kernels]
-            picked.setdefault(shapes, set()).update([event.name, *kernels])
+        if event.name == "aten::scaled_dot_product_attention":
+            query, key = event.input_shapes[:2]
+            picked.setdefault(f"query {query}, key {key}", set()).update(operators_of(event))
     return {shapes: sorted(names) for shapes, names in picked.items()}
+
+
+def operators_of(event) -> list[str]:
+    """Kernels that an operator started, and the attention operators, which name the backend, that it went through."""
+    names = [kernel.name for kernel in event.kernels]
+    names += [event.name] * event.name.startswith("aten::_scaled_dot_product")
+    return names + [name for child in event.cpu_children for name in operators_of(child)]
 
 
 def matmul_peak(device: str, dtype: torch.dtype, size: int) -> float:

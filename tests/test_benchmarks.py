@@ -24,6 +24,7 @@ import figures
 import record
 import speed
 import table
+import timing
 from common import random_ids, randomize, tiny_config
 from peers import (
     FULL,
@@ -139,15 +140,37 @@ def test_a_slow_model_is_left_out_at_greater_lengths():
     assert all("above the limit" in entry["why"] for entry in bench.result["left_out"])
 
 
-def test_decoding_time_counts_one_entry_per_chunk():
+def test_decoding_time_counts_one_entry_per_chunk(monkeypatch):
+    monkeypatch.setattr(speed, "timed", lambda call, device: call())
+    positions = iter(range(5, 100))
+    steps = {OURS: lambda: 9.0 if next(positions) % 4 == 0 else 1.0}
+    point = speed.decode_times(steps, context=5, chunk_size=4, device="cpu")[OURS]
+    assert (point["ordinary"], point["entering"], point["seconds"]) == (1.0, 9.0, 3.0)
+
+
+def test_decoding_and_the_cache_at_several_contexts():
     bench = tiny_bench()
     speed.decode(bench, (8, 48), few=(8,))
     assert set(bench.result["decode"]) == {OURS, *PEERS}
-    point = bench.result["decode"][OURS]["48"]
-    assert point["seconds"] == pytest.approx((3 * point["ordinary"] + point["entering"]) / 4)
     sizes = bench.result["cache"]
     assert sizes[OURS]["8"] == sizes[OURS]["48"] == {"bytes": bench.configs[OURS].state_bytes(1, torch.float32)}
     assert sizes[FULL]["48"]["bytes"] == 6 * sizes[FULL]["8"]["bytes"]
+
+
+def test_rounds_take_turns_and_the_first_is_warm_up():
+    order = []
+    calls = {name: partial(order.append, name) for name in "ab"}
+    points = timing.interleaved(calls, "cpu", seconds=60)
+    assert order == list("ab") * (timing.MOST_ROUNDS + 1)
+    assert points["a"]["runs"] == timing.MOST_ROUNDS
+    assert timing.interleaved(calls, "cpu", seconds=0)["b"]["runs"] == 1
+
+
+def test_what_does_not_fit_is_missing():
+    def fails():
+        raise torch.OutOfMemoryError
+
+    assert set(timing.interleaved({"a": fails, "b": int}, "cpu", seconds=1)) == {"b"}
 
 
 def test_throughput_takes_the_largest_batch():
