@@ -5,10 +5,10 @@ PYTHON := $(VENV)/bin/python
 PIP := $(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 OUT := out/demo
 SUDO = $(if $(filter-out 0,$(shell id -u)),sudo)
-CODE := modeling_latent configuration examples tests hub_upload.py setup.py
+CODE := modeling_latent benchmarks configuration examples tests hub_upload.py setup.py
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo picture test lint chromium clean
+.PHONY: demo picture bench bench-gpu test lint chromium clean
 
 # What fits into five minutes on two cores, from tokenizer to text.
 RECIPE := --max_steps 650 --per_device_train_batch_size 2 --learning_rate 1e-3 --warmup_steps 45 \
@@ -25,6 +25,19 @@ picture: $(VENV)/train.stamp
 	$(PYTHON) examples/visualize.py $(OUT) --layer 1 --output_dir out/attention \
 		--text "$$($(PYTHON) -c 'import textwrap; print(textwrap.__file__)')"
 	cp out/attention/attention.png docs/attention.png
+
+# Speed and memory beside other models, and the README's table and figures of it.
+bench: $(VENV)/train.stamp
+	mkdir -p out
+	$(PYTHON) benchmarks/speed.py --device cpu 2>&1 | tee out/bench.txt
+	$(PYTHON) benchmarks/figures.py
+	$(PYTHON) benchmarks/table.py
+
+bench-gpu: $(VENV)/train.stamp
+	mkdir -p out
+	for part in 1 2 3; do $(PYTHON) benchmarks/speed.py --device cuda --part $$part 2>&1 || exit 1; done | tee out/bench-gpu.txt
+	$(PYTHON) benchmarks/figures.py
+	$(PYTHON) benchmarks/table.py
 
 test: lint chromium
 	$(PYTHON) -m pytest tests

@@ -1,0 +1,255 @@
+# Copyright 2026 The Latent Attention Authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The benchmarks: equal peers, real masks, every measure at toy size, and numbers shown as they were measured."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+import figures
+import record
+import speed
+import table
+import timing
+from common import random_ids, randomize, tiny_config
+from peers import (
+    FULL,
+    MAMBA,
+    NO_LATENTS,
+    OURS,
+    PEERS,
+    TOLERANCE,
+    WINDOWED,
+    build,
+    configs_of,
+    count_parameters,
+    equal_config,
+)
+
+
+def tiny_configs(names=PEERS) -> dict:
+    ours = tiny_config(bos_token_id=None, eos_token_id=None)
+    return {OURS: ours} | {name: equal_config(name, ours) for name in names}
+
+
+def tiny_bench(names=PEERS) -> speed.Bench:
+    return speed.Bench(tiny_configs(names), device="cpu", seconds=0.1, limit=60, result={})
+
+
+def tiny_peer(name: str):
+    return randomize(build(name, tiny_configs()[name])).eval()
+
+
+@pytest.mark.parametrize("name", ["latent-60m", "latent-135m", "latent-1b"])
+def test_peers_have_as_many_parameters(name):
+    counts = {model: count_parameters(model, config) for model, config in configs_of(name, PEERS).items()}
+    assert all(abs(count / counts[OURS] - 1) <= TOLERANCE for count in counts.values())
+
+
+def first_changed_logit(model, length: int, changed: int) -> torch.Tensor:
+    """Which logits `(T,)` change with token `changed`."""
+    input_ids = random_ids(1, length)
+    others = input_ids.clone()
+    others[0, changed] = (others[0, changed] + 1) % 31
+    with torch.no_grad():
+        difference = model(input_ids=input_ids).logits - model(input_ids=others).logits
+    return difference[0].abs().amax(-1) > 1e-6
+
+
+def test_the_window_is_real_and_full_attention_has_none():
+    # Two layers of 2C = 8 tokens each: the last token that is reached is 2 * 7 further.
+    reached = first_changed_logit(tiny_peer(WINDOWED), 40, changed=3)
+    assert reached[3 : 3 + 15].all() and not reached[3 + 15 :].any()
+    assert first_changed_logit(tiny_peer(FULL), 40, changed=3)[3:].all()
+
+
+def test_the_cache_of_the_window_is_bounded():
+    model = tiny_peer(WINDOWED)
+    sizes = {length: speed.cache_bytes(speed.forward(model, random_ids(1, length))[1]) for length in (20, 40)}
+    assert sizes[20] == sizes[40]
+
+
+def test_without_latents_nothing_is_seen_beyond_the_window():
+    model = tiny_peer(NO_LATENTS)
+    assert not any("latent_attention" in name for name, _ in model.named_parameters())
+    # Two layers: the chunk before the chunk before, C = 4.
+    reached = first_changed_logit(model, 40, changed=3)
+    assert reached[3:12].any() and not reached[12:].any()
+
+
+@pytest.mark.parametrize("name", [OURS, *PEERS])
+def test_a_cache_continues(name):
+    model, input_ids = randomize(build(name, tiny_configs()[name])).eval(), random_ids(1, 30)
+    cache = speed.prefill_in_pieces(model, None, input_ids[:, :29], piece=8)
+    logits, _ = speed.forward(model, input_ids[:, 29:], cache)
+    torch.testing.assert_close(logits, speed.forward(model, input_ids)[0], atol=1e-4, rtol=1e-4)
+
+
+def test_greedy_steps_are_those_of_generate():
+    model, input_ids = randomize(build(OURS, tiny_configs()[OURS])).eval(), random_ids(1, 8)
+    cache = speed.prefill_in_pieces(model, None, input_ids)
+    step = speed.greedy_step(model, cache, 8, batch=1)
+    for _ in range(9):
+        step()
+    first = torch.zeros(1, 1, dtype=torch.long)
+    other = speed.prefill_in_pieces(model, None, input_ids)
+    model.generate(
+        torch.cat([input_ids, first], 1), past_key_values=other, max_new_tokens=9, do_sample=False, eos_token_id=None
+    )
+    for left, right in zip(cache.layers[1].state.memory, other.layers[1].state.memory, strict=True):
+        torch.testing.assert_close(left, right)
+
+
+def test_the_bytes_of_a_cache_are_those_of_the_formula():
+    config = tiny_config()
+    cache = DynamicCache(config=config)
+    build(OURS, config)(random_ids(3, 10), past_key_values=cache)
+    assert speed.cache_bytes(cache) == config.state_bytes(3, torch.float32)
+
+
+@pytest.mark.parametrize("measure", [speed.prefill, speed.training])
+def test_time_by_length(measure):
+    bench = tiny_bench()
+    measure(bench, (8, 16), few=(8,))
+    points = bench.result[measure.__name__]
+    assert set(points) == {OURS, *PEERS}
+    assert set(points[FULL]) == set(points[OURS]) == {"8", "16"} and set(points[MAMBA]) == {"8"}
+    assert all(point["seconds"] > 0 for model in points.values() for point in model.values())
+    assert {entry["model"] for entry in bench.result["left_out"]} == set(PEERS) - {FULL}
+
+
+def test_a_slow_model_is_left_out_at_greater_lengths():
+    bench = tiny_bench((FULL,))
+    bench.limit = 0
+    speed.prefill(bench, (8, 16))
+    assert set(bench.result["prefill"][FULL]) == {"8"}
+    assert all("above the limit" in entry["why"] for entry in bench.result["left_out"])
+
+
+def test_decoding_time_counts_one_entry_per_chunk(monkeypatch):
+    monkeypatch.setattr(speed, "timed", lambda call, device: call())
+    positions = iter(range(5, 100))
+    steps = {OURS: lambda: 9.0 if next(positions) % 4 == 0 else 1.0}
+    point = speed.decode_times(steps, context=5, chunk_size=4, device="cpu")[OURS]
+    assert (point["ordinary"], point["entering"], point["seconds"]) == (1.0, 9.0, 3.0)
+
+
+def test_decoding_and_the_cache_at_several_contexts():
+    bench = tiny_bench()
+    speed.decode(bench, (8, 48), few=(8,))
+    assert set(bench.result["decode"]) == {OURS, *PEERS}
+    sizes = bench.result["cache"]
+    assert sizes[OURS]["8"] == sizes[OURS]["48"] == {"bytes": bench.configs[OURS].state_bytes(1, torch.float32)}
+    assert sizes[FULL]["48"]["bytes"] == 6 * sizes[FULL]["8"]["bytes"]
+
+
+def test_rounds_take_turns_and_the_first_is_warm_up():
+    order = []
+    calls = {name: partial(order.append, name) for name in "ab"}
+    points = timing.interleaved(calls, "cpu", seconds=60)
+    assert order == list("ab") * (timing.MOST_ROUNDS + 1)
+    assert points["a"]["runs"] == timing.MOST_ROUNDS
+    assert timing.interleaved(calls, "cpu", seconds=0)["b"]["runs"] == 1
+
+
+def test_what_does_not_fit_is_missing():
+    def fails():
+        raise torch.OutOfMemoryError
+
+    assert set(timing.interleaved({"a": fails, "b": int}, "cpu", seconds=1)) == {"b"}
+
+
+def test_throughput_takes_the_largest_batch():
+    bench = tiny_bench((FULL,))
+    speed.decode_throughput(bench, 8, batches=(1, 3))
+    assert {model["8"]["batch"] for model in bench.result["throughput"].values()} == {3}
+
+
+def test_limits_and_kernels():
+    bench = tiny_bench((FULL, WINDOWED))
+    speed.training(bench, (16,))
+    speed.decode(bench, (8,))
+    speed.limits(bench, length=16, context=8, matmul_size=64, copied=2**20)
+    share = bench.result["limits"][OURS]["16"]
+    assert all(value > 0 for value in share.values())
+    speed.attention_kernels(bench, (16,))
+    for operators in bench.result["kernels"][FULL]["16"].values():
+        assert any("flash" in name for names in operators.values() for name in names)
+
+
+def test_memory_is_measured_in_a_fresh_process():
+    bench = tiny_bench((FULL,))
+    speed.training_memory(bench, (64, 2048), names=(OURS,))
+    points = bench.result["training memory"]
+    assert points[OURS]["2048"]["bytes"] > points[OURS]["64"]["bytes"] >= 0
+    speed.longest_context(bench, tokens=64, piece=8, batch=2)
+    point = bench.result["longest context"][OURS]["64"]
+    assert point["tokens"] == 64 and point["bytes"] > 0
+
+
+def tiny_result() -> dict:
+    """As a run writes it, with ours constant and Llama growing."""
+    lengths = (1024, 4096, 16384, 32768)
+    ours = {str(length): {"seconds": 2.0, "bytes": 2} for length in lengths}
+    llama = {str(length): {"seconds": length / 4096, "bytes": length // 1024} for length in lengths}
+    points = {OURS: ours, FULL: llama, MAMBA: {"1024": {"seconds": 1.0, "bytes": 1}}}
+    names = ("decode", "prefill", "training", "cache")
+    return {"models": {"latent-60m": {**{name: points for name in names}, "state_bytes": 2}}}
+
+
+@pytest.mark.parametrize(
+    ("peer", "length"),
+    [({1: 1, 4: 4, 16: 16}, 2), ({1: 3, 4: 3, 16: 3}, 1), ({1: 1, 4: 1, 16: 1}, None), ({1: 3, 4: 1, 16: 4}, 8)],
+)
+def test_where_curves_cross(peer, length):
+    assert table.crossing({1: 2, 4: 2, 16: 2}, peer) == (length if length is None else pytest.approx(length))
+
+
+def test_targets_are_met_missed_or_not_measured():
+    rows = table.targets(tiny_result(), "cpu").splitlines()
+    verdicts = {row.split(" | ")[0][2:]: row.split(" | ")[1:] for row in rows[2:]}
+    assert verdicts["decoding, ours ÷ Llama, at 1k"] == ["≤ 1.25", "8", "**missed** |"]
+    assert verdicts["decoding, ours ÷ Llama, at 32k"] == ["≤ 0.4", "0.25", "met |"]
+    assert verdicts["prefill, 16k ÷ 4k"] == ["≤ 4.3", "1", "met |"]
+    assert verdicts["decoding, ours ÷ Llama, at 8k"][-1] == "| not measured |"
+    assert "| ours ÷ Llama | 8.00 | 2.00 | 0.50 | 0.25 | from 8,192 on |" in table.ratios(tiny_result())
+
+
+def test_the_figure_has_a_curve_for_every_model():
+    panels = figures.draw(tiny_result()).axes
+    assert len(panels) == 4
+    assert all({OURS, FULL, MAMBA} <= {line.get_label() for line in panel.lines} for panel in panels)
+
+
+@pytest.mark.parametrize("readme", table.READMES, ids=lambda file: file.parent.name)
+def test_the_readmes_show_what_was_measured(readme: Path):
+    assert "<!-- speed-cpu targets: start -->" in readme.read_text(encoding="utf-8")
+    assert readme.read_text(encoding="utf-8") == table.rendered(readme)
+
+
+def test_the_command_writes_and_adds_to_its_result(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    plan = [[("latent-tiny", partial(speed.prefill, lengths=(length,)))] for length in (8, 16)]
+    monkeypatch.setitem(speed.PLANS, "cpu", plan)
+    speed.main(["--device", "cpu"])
+    speed.main(["--device", "cpu", "--part", "2"])
+    result = table.load("cpu")
+    assert set(table.curve(result, "prefill", OURS)) == {8, 16}
+    assert set(result["parts"]) == {"1", "2"} and result["parts"]["2"]["torch"] == torch.__version__
+    assert result["models"]["latent-tiny"]["parameters"][OURS] == 4_363_392
+    with pytest.raises(SystemExit):
+        speed.main(["--device", "cpu", "--part", "3"])
