@@ -390,7 +390,7 @@ PLANS = {
     "cpu": [[("latent-tiny", cpu_tiny), ("latent-60m", cpu_small)]],
     "cuda": [[("latent-1b", cuda_prefill_decode)], [("latent-135m", cuda_training)], [("latent-1b", cuda_limits)]],
 }
-SECONDS, LIMIT = {"cpu": 90, "cuda": 10}, {"cpu": 60, "cuda": 20}
+SECONDS, LIMIT = {"cpu": 60, "cuda": 10}, {"cpu": 60, "cuda": 20}
 
 
 def gsa_or_why_not(device: str) -> tuple[tuple[str, ...], str]:
