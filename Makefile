@@ -4,7 +4,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 PIP := $(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 OUT := out/demo
-CODE := modeling_latent configuration benchmarks examples tests hub_upload.py setup.py
+CODE := modeling_latent benchmarks configuration examples tests hub_upload.py setup.py
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: demo test lint clean
@@ -46,9 +46,11 @@ JOBS := 4
 .PHONY: quality quality-gpu
 
 quality: $(VENV)/test.stamp
-	set -e; for table in $(TABLES); do OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks.quality.$$table; done
+	mkdir -p out
+	for table in $(TABLES); do $(PYTHON) -m benchmarks.quality.$$table || exit 1; done | tee -a out/quality.txt
 	$(PYTHON) -m benchmarks.quality.tables --write
 
 quality-gpu: $(VENV)/test.stamp
-	$(PYTHON) -m benchmarks.quality.$(TABLE) --form full --jobs $(JOBS) --minutes 8
+	mkdir -p out
+	$(PYTHON) -m benchmarks.quality.$(TABLE) --form full --jobs $(JOBS) --minutes 8 | tee -a out/quality-gpu.txt
 	$(PYTHON) -m benchmarks.quality.tables --write

@@ -251,9 +251,9 @@ def test_other_seeds_run_at_the_best_learning_rate(folder):
 
 def test_units_run_in_processes(folder):
     form = capacity.FORMS["smoke"]
-    points = [{**point, "learning_rate": 1e-3, "seed": 0} for point in capacity.points(form)]
+    points = [{**point, "learning_rate": 1e-3, "seed": 0} for point in capacity.points(form)[:2]]
     found = units.run_units("table", points, capacity.run_unit, arguments(jobs=2))
-    assert [unit["pairs"] for unit in found] == [2, 4, 2, 4]
+    assert [unit["pairs"] for unit in found] == [2, 4]
 
 
 @pytest.mark.parametrize("table", MODULES)

@@ -46,15 +46,15 @@ def name_of(unit: dict) -> str:
 
 
 def draw(plot: Callable, file: Path) -> None:
-    """`plot(result, axes)` for the JSON in `file`; nothing while no point is complete."""
+    """`plot(result, figure)` for the JSON in `file`; nothing while no point is complete."""
     result = json.loads(file.read_text(encoding="utf-8"))
     if not result["points"]:
         return
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    plot(result, axes)
-    axes.set_title(f"{result['title']}\nmean and standard deviation of {len(result['seeds'])} seeds", fontsize=10)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    figure = plt.figure(figsize=(7.5, 4.5), layout="constrained")
+    plot(result, figure)
+    figure.suptitle(f"{result['title']}\nmean and standard deviation of {len(result['seeds'])} seeds", fontsize=10)
+    for axes in figure.axes:
+        axes.grid(alpha=0.3)
     for suffix in (".svg", ".png"):
         figure.savefig(file.with_suffix(suffix), dpi=150)
     plt.close(figure)
@@ -75,7 +75,8 @@ def error_line(axes, points: list[list[dict]], x: str | Callable, metric: str, l
     axes.errorbar(places, means, deviations, marker="o", capsize=3, label=label)
 
 
-def recall_by_state(result: dict, axes) -> None:
+def recall_by_state(result: dict, figure) -> None:
+    axes = figure.subplots()
     several = len({(unit["shape"]["hidden_size"], unit["length"]) for unit in result["units"]}) > 1
 
     def label(unit: dict) -> str:
@@ -87,9 +88,11 @@ def recall_by_state(result: dict, axes) -> None:
             axes, sorted(points, key=lambda point: point[0]["state_elements"]), "state_elements", "accuracy", name
         )
     axes.set(xscale="log", xlabel="state of one sequence, numbers", ylabel="accuracy at queries", ylim=(-0.03, 1.03))
+    axes.legend(fontsize=8)
 
 
-def recall_by_length(result: dict, axes) -> None:
+def recall_by_length(result: dict, figure) -> None:
+    axes = figure.subplots()
     for point in result["points"]:
         lengths = [row["length"] for row in point[0]["by_length"]]
         rows = [[{"accuracy": unit["by_length"][i]["accuracy"]} for unit in point] for i in range(len(lengths))]
@@ -98,9 +101,11 @@ def recall_by_length(result: dict, axes) -> None:
     axes.set_xscale("log", base=2)
     axes.set(xlabel="tokens in the text", ylabel="passkeys recalled", ylim=(-0.03, 1.03))
     axes.axvline(result["recipe"]["length"], color="grey", linestyle=":", label="length in training")
+    axes.legend(fontsize=8)
 
 
-def loss_by_position(result: dict, axes) -> None:
+def loss_by_position(result: dict, figure) -> None:
+    axes = figure.subplots()
     for point in result["points"]:
         middles = [mean((row["from"], row["to"])) for row in point[0]["by_position"]]
         rows = [[{"loss": unit["by_position"][i]["loss"]} for unit in point] for i in range(len(middles))]
@@ -109,9 +114,12 @@ def loss_by_position(result: dict, axes) -> None:
     axes.set_xscale("log", base=2)
     axes.set(xlabel="position in the document, bytes", ylabel="loss, nats per byte")
     axes.axvline(result["recipe"]["length"], color="grey", linestyle=":", label="length in training")
+    axes.legend(fontsize=8)
 
 
-def recall_by_pairs(result: dict, axes) -> None:
+def recall_by_pairs(result: dict, figure) -> None:
+    axes = figure.subplots()
+
     def label(unit: dict) -> str:
         return f"{unit['settings']['num_latents']} latents" + ("" if unit["refinement"] else ", no refinement")
 
@@ -119,15 +127,19 @@ def recall_by_pairs(result: dict, axes) -> None:
         error_line(axes, points, "pairs", "accuracy", name)
     axes.set_xscale("log", base=2)
     axes.set(xlabel="pairs to remember", ylabel="accuracy", ylim=(-0.03, 1.03))
+    axes.legend(fontsize=8)
 
 
-def ablations(result: dict, axes) -> None:
-    """The change in both tasks, one dot per variant."""
-    both = lines(result["points"], lambda unit: unit["variant"])
-    for name, points in both.items():
-        by_task = {point[0]["task"]: point for point in points}
-        if len(by_task) == 2:
-            recall, deviation = mean_and_deviation(by_task["mqar"], "accuracy")
-            loss, loss_deviation = mean_and_deviation(by_task["language_model"], "loss_in_training_length")
-            axes.errorbar(loss, recall, deviation, loss_deviation, marker="o", capsize=3, linestyle="", label=name)
-    axes.set(xlabel="language model: loss, nats per byte", ylabel="recall: accuracy", ylim=(-0.03, 1.03))
+def ablations(result: dict, figure) -> None:
+    """Both tasks side by side, a row per variant."""
+    panels = {
+        "mqar": ("accuracy", "recall: accuracy"),
+        "language_model": ("loss_in_training_length", "loss, nats per byte"),
+    }
+    for axes, (task, (metric, title)) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
+        points = [point for point in result["points"] if point[0]["task"] == task]
+        for point in points:
+            mean_value, deviation = mean_and_deviation(point, metric)
+            axes.errorbar(mean_value, point[0]["variant"], xerr=deviation, marker="o", capsize=3, color="C0")
+        axes.set_xlabel(title)
+    axes.invert_yaxis()
