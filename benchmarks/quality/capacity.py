@@ -49,7 +49,7 @@ FORMS = {
         "test_examples": 500,
         "learning_rates": (2e-3,),
         "num_latents": [16, 64],
-        "pairs": [8, 32, 64],
+        "pairs": [8, 32],
     },
     "smoke": {
         "steps": 3,

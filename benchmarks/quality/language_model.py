@@ -66,7 +66,7 @@ FORMS = {
         "layers": 4,
         "num_latents": 32,
         "chunk_size": 32,
-        "steps": 240,
+        "steps": 200,
         "batch_size": 4,
         "test_documents": 12,
         "learning_rates": (2e-3,),
