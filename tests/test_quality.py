@@ -277,6 +277,13 @@ def test_the_reduced_form_is_named_and_its_points_can_be_built():
             assert count_parameters(point["model"], point["shape"], point["settings"]) > 1000
 
 
+def test_what_is_reduced_is_listed():
+    result = {"recipe": {"steps": 5, "a": {"b": 1, "c": [2]}}, "full_recipe": {"steps": 50, "a": {"b": 1, "c": [3]}}}
+    assert tables.reductions(result) == "Reduced: steps 5 (full: 50); a.c [2] (full: [3]).\n\n"
+    for module in MODULES.values():
+        assert tables.flat(module.FORMS["reduced"]).keys() == tables.flat(module.FORMS["full"]).keys()
+
+
 def test_the_readme_has_what_was_measured():
     text = tables.README.read_text(encoding="utf-8")
     assert tables.fill_in(text) == text

@@ -139,6 +139,24 @@ TABLES = {
 }
 
 
+def flat(recipe: dict, prefix: str = "") -> dict[str, str]:
+    """Every entry of a recipe by its path; of long lists only how many there are."""
+    entries = {}
+    for name, value in recipe.items():
+        if isinstance(value, dict):
+            entries.update(flat(value, f"{prefix}{name}."))
+        else:
+            entries[prefix + name] = f"{len(value)} of them" if name in ("models", "variants") else str(value)
+    return entries
+
+
+def reductions(result: dict) -> str:
+    """What differs from the full form, or nothing."""
+    here, full = flat(result["recipe"]), flat(result["full_recipe"])
+    changed = [f"{name} {value} (full: {full[name]})" for name, value in here.items() if value != full[name]]
+    return f"Reduced: {'; '.join(changed)}.\n\n" if changed else ""
+
+
 def markdown(rows: list[list[str]]) -> str:
     header, *body = rows
     dividers = ["---", *["---:"] * (len(header) - 1)]
@@ -157,6 +175,7 @@ def render(table: str) -> str:
                 f"{result['title']}: {len(result['seeds'])} seeds, {where['device']}, {result['jobs']} units at a time"
             )
             parts.append(f"{note}, torch {where['torch']}, transformers {where['transformers']}.\n\n")
+            parts.append(reductions(result))
             parts.append(markdown(TABLES[table](result)) + f"\n![{result['title']}](../results/{file.stem}.svg)\n")
     return "\n".join(parts) or "Not measured yet.\n"
 
