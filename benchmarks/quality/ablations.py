@@ -1,0 +1,109 @@
+# Copyright 2026 The Latent Attention Authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What each part of latent attention is worth: recall and language modelling without it, and the time of a step.
+
+    python -m benchmarks.quality.ablations                           # reduced, for two CPU cores
+    python -m benchmarks.quality.ablations --form full --minutes 9   # one GPU; again until it is finished
+
+One part differs from the base in each row. The last rows change only how compression's content is drawn at the start;
+the base draws it large (`scale_content`), the package as the last row says.
+"""
+
+from . import figures, language_model, mqar
+from .training import Job
+from .units import parse_arguments, sweep, write_table
+
+
+VARIANTS = {
+    "base": {},
+    "a quarter of the latents": {"num_latents": 1 / 4},
+    "twice the latents": {"num_latents": 2},
+    "four times the latents": {"num_latents": 4},
+    "chunks half as long": {"chunk_size": 1 / 2},
+    "chunks twice as long": {"chunk_size": 2},
+    "no refinement": {"refinement": False},
+    "latents in every second layer": {"latents_every": 2},
+    "local attention in the own chunk only": {"own_chunk_only": True},
+    "no local attention": {"local_attention": False},
+    "no convolution": {"conv_kernel_size": 0},
+    "content: only values at 1/√fan-in": {"value_scale": "values"},
+    "content: all at initializer_range": {"value_scale": "initializer_range"},
+}
+SLOW = ("four times the latents", "chunks half as long")  # left out of the reduced form
+TASKS = {"mqar": mqar, "language_model": language_model}
+BASE = {"value_scale": "values_and_outputs"}
+FORMS = {
+    "full": {
+        "mqar": {**mqar.FORMS["full"], "lengths_and_pairs": [(128, 8)], "widths": [64], "learning_rates": (2.2e-3,)},
+        "mqar_base": {"num_latents": 16, "chunk_size": 8},
+        "language_model": {**language_model.FORMS["full"], "layers": 6, "steps": 1_500, "learning_rates": (1e-3,)},
+        "language_model_base": {"num_latents": 128, "chunk_size": 128},
+        "variants": list(VARIANTS),
+    },
+    "reduced": {
+        "mqar": {**mqar.FORMS["reduced"], "examples": 20_480},
+        "mqar_base": {"num_latents": 16, "chunk_size": 8},
+        "language_model": {**language_model.FORMS["reduced"], "layers": 2, "steps": 120},
+        "language_model_base": {"num_latents": 16, "chunk_size": 32},
+        "variants": [variant for variant in VARIANTS if variant not in SLOW],
+    },
+    "smoke": {
+        "mqar": mqar.FORMS["smoke"],
+        "mqar_base": {"num_latents": 4, "chunk_size": 8},
+        "language_model": language_model.FORMS["smoke"],
+        "language_model_base": {"num_latents": 4, "chunk_size": 8},
+        "variants": ["base", "no refinement"],
+    },
+}
+
+
+def settings_of(variant: str, base: dict) -> dict:
+    """The base with one part changed. Numbers of latents and chunk sizes in `VARIANTS` are multiples of the base's."""
+    changed = VARIANTS[variant]
+    sizes = {name: int(size * changed.get(name, 1)) for name, size in base.items()}
+    return {**BASE, **{name: value for name, value in changed.items() if name not in base}, **sizes}
+
+
+def points(form: dict, task: str) -> list[dict]:
+    """Every variant has the base's shape, not its number of parameters, which is in the result."""
+    if task == "mqar":
+        (length, pairs), (width,) = form["mqar"]["lengths_and_pairs"][0], form["mqar"]["widths"]
+        recipe = {"length": length, "pairs": pairs, "shape": mqar.shape_of(width, form["mqar"]["vocab_size"])}
+    else:
+        recipe = {"shape": language_model.base_shape(form[task])}
+    recipe = {**recipe, **TASKS[task].recipe_of(form[task]), "task": task, "model": "latents_and_window"}
+    return [
+        {**recipe, "variant": variant, "settings": settings_of(variant, form[f"{task}_base"])}
+        for variant in form["variants"]
+    ]
+
+
+def run_unit(unit: dict, job: Job) -> dict | None:
+    return TASKS[unit["task"]].run_unit(unit, job)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_arguments("Ablations of latent attention", argv)
+    form, name = FORMS[args.form], f"quality_ablations_{args.form}"
+    both = [
+        sweep(name, points(form, task), form[task]["learning_rates"], module.score, run_unit, args)
+        for task, module in TASKS.items()
+    ]
+    swept = {key: both[0][key] + both[1][key] for key in both[0]}
+    file = write_table(name, "Ablations of latent attention", FORMS, swept, args)
+    figures.draw(figures.ablations, file)
+
+
+if __name__ == "__main__":
+    main()

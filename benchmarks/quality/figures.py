@@ -1,0 +1,145 @@
+# Copyright 2026 The Latent Attention Authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""One figure per table, from the table's JSON, as SVG and PNG beside it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean
+
+import matplotlib
+
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt  # noqa: E402 (after the choice of a backend that needs no display)
+
+from .units import mean_and_deviation  # noqa: E402
+
+
+NAMES = {
+    "full_attention": "full attention",
+    "window": "window alone",
+    "latents": "latents alone",
+    "latents_and_window": "latents and window",
+    "mamba2": "Mamba-2",
+    "gated_delta_net": "gated delta net",
+    "gated_slot_attention": "gated slot attention",
+}
+SCALES = {"values": "values at 1/√fan-in", "values_and_outputs": "values and outputs at 1/√fan-in"}
+
+
+def name_of(unit: dict) -> str:
+    """A model's name, without its size."""
+    scale = SCALES.get(unit["settings"].get("value_scale"))
+    return NAMES[unit["model"]] + (f", {scale}" if scale else "")
+
+
+def draw(plot: Callable, file: Path) -> None:
+    """`plot(result, figure)` for the JSON in `file`; nothing while no point is complete."""
+    result = json.loads(file.read_text(encoding="utf-8"))
+    if not result["points"]:
+        return
+    figure = plt.figure(figsize=(7.5, 4.5), layout="constrained")
+    plot(result, figure)
+    figure.suptitle(f"{result['title']}\nmean and standard deviation of {len(result['seeds'])} seeds", fontsize=10)
+    for axes in figure.axes:
+        axes.grid(alpha=0.3)
+    for suffix in (".svg", ".png"):
+        figure.savefig(file.with_suffix(suffix), dpi=150)
+    plt.close(figure)
+
+
+def lines(points: list[list[dict]], label: Callable[[dict], str]) -> dict[str, list[list[dict]]]:
+    """Points by the label of the line that they are on."""
+    by_label = {}
+    for point in points:
+        by_label.setdefault(label(point[0]), []).append(point)
+    return by_label
+
+
+def error_line(axes, points: list[list[dict]], x: str | Callable, metric: str, label: str) -> None:
+    """A line through the means over seeds, with bars of one standard deviation."""
+    places = [unit[x] for unit, *_ in points]
+    means, deviations = zip(*(mean_and_deviation(point, metric) for point in points), strict=True)
+    axes.errorbar(places, means, deviations, marker="o", capsize=3, label=label)
+
+
+def recall_by_state(result: dict, figure) -> None:
+    axes = figure.subplots()
+    several = len({(unit["shape"]["hidden_size"], unit["length"]) for unit in result["units"]}) > 1
+
+    def label(unit: dict) -> str:
+        setting = f", width {unit['shape']['hidden_size']}, {unit['pairs']} pairs in {unit['length']}"
+        return name_of(unit) + (setting if several else "")
+
+    for name, points in lines(result["points"], label).items():
+        error_line(
+            axes, sorted(points, key=lambda point: point[0]["state_elements"]), "state_elements", "accuracy", name
+        )
+    axes.set(xscale="log", xlabel="state of one sequence, numbers", ylabel="accuracy at queries", ylim=(-0.03, 1.03))
+    axes.legend(fontsize=8)
+
+
+def recall_by_length(result: dict, figure) -> None:
+    axes = figure.subplots()
+    for point in result["points"]:
+        lengths = [row["length"] for row in point[0]["by_length"]]
+        rows = [[{"accuracy": unit["by_length"][i]["accuracy"]} for unit in point] for i in range(len(lengths))]
+        means, deviations = zip(*(mean_and_deviation(row, "accuracy") for row in rows), strict=True)
+        axes.errorbar(lengths, means, deviations, marker="o", capsize=3, label=name_of(point[0]))
+    axes.set_xscale("log", base=2)
+    axes.set(xlabel="tokens in the text", ylabel="passkeys recalled", ylim=(-0.03, 1.03))
+    axes.axvline(result["recipe"]["length"], color="grey", linestyle=":", label="length in training")
+    axes.legend(fontsize=8)
+
+
+def loss_by_position(result: dict, figure) -> None:
+    axes = figure.subplots()
+    for point in result["points"]:
+        middles = [mean((row["from"], row["to"])) for row in point[0]["by_position"]]
+        rows = [[{"loss": unit["by_position"][i]["loss"]} for unit in point] for i in range(len(middles))]
+        means, deviations = zip(*(mean_and_deviation(row, "loss") for row in rows), strict=True)
+        axes.errorbar(middles, means, deviations, marker="o", capsize=3, label=name_of(point[0]))
+    axes.set_xscale("log", base=2)
+    axes.set(xlabel="position in the document, bytes", ylabel="loss, nats per byte")
+    axes.axvline(result["recipe"]["length"], color="grey", linestyle=":", label="length in training")
+    axes.legend(fontsize=8)
+
+
+def recall_by_pairs(result: dict, figure) -> None:
+    axes = figure.subplots()
+
+    def label(unit: dict) -> str:
+        return f"{unit['settings']['num_latents']} latents" + ("" if unit["refinement"] else ", no refinement")
+
+    for name, points in lines(result["points"], label).items():
+        error_line(axes, points, "pairs", "accuracy", name)
+    axes.set_xscale("log", base=2)
+    axes.set(xlabel="pairs to remember", ylabel="accuracy", ylim=(-0.03, 1.03))
+    axes.legend(fontsize=8)
+
+
+def ablations(result: dict, figure) -> None:
+    """Both tasks side by side, a row per variant."""
+    panels = {
+        "mqar": ("accuracy", "recall: accuracy"),
+        "language_model": ("loss_in_training_length", "loss, nats per byte"),
+    }
+    for axes, (task, (metric, title)) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
+        points = [point for point in result["points"] if point[0]["task"] == task]
+        for point in points:
+            mean_value, deviation = mean_and_deviation(point, metric)
+            axes.errorbar(mean_value, point[0]["variant"], xerr=deviation, marker="o", capsize=3, color="C0")
+        axes.set_xlabel(title)
+    axes.invert_yaxis()

