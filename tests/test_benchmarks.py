@@ -140,6 +140,14 @@ def test_a_slow_model_is_left_out_at_greater_lengths():
     assert all("above the limit" in entry["why"] for entry in bench.result["left_out"])
 
 
+def test_what_was_left_out_can_be_measured_later():
+    bench = tiny_bench((FULL,))
+    for length in (8, 16):
+        bench.leave_out("prefill", length, FULL, "out of memory")
+    bench.note("prefill", 8, {FULL: {"seconds": 1.0}})
+    assert [entry["length"] for entry in bench.result["left_out"]] == [16]
+
+
 def test_decoding_time_counts_one_entry_per_chunk(monkeypatch):
     monkeypatch.setattr(speed, "timed", lambda call, device: call())
     positions = iter(range(5, 100))
