@@ -92,15 +92,18 @@ class Bench:
     def note(self, measure: str, length: int, points: dict[str, dict]) -> None:
         for name, point in points.items():
             self.result.setdefault(measure, {}).setdefault(name, {})[str(length)] = point
-            # From an earlier run of this part, whose result is replaced.
-            left_out = [
-                entry for entry in self.result.get("left_out", []) if not is_about(entry, measure, name, length)
-            ]
-            self.result["left_out"] = left_out
+            self.forget_left_out(measure, length, name)
             print(f"{measure}, {name}, {length}: {json.dumps(point)}", flush=True)
         self.save()
 
+    def forget_left_out(self, measure: str, length: int, name: str) -> None:
+        """What an earlier run of the same part said."""
+        place = {"measure": measure, "model": name, "length": length}
+        left_out = self.result.get("left_out", [])
+        self.result["left_out"] = [entry for entry in left_out if not place.items() <= entry.items()]
+
     def leave_out(self, measure: str, length: int, name: str, why: str) -> None:
+        self.forget_left_out(measure, length, name)
         self.result.setdefault("left_out", []).append(
             {"measure": measure, "model": name, "length": length, "why": why}
         )
@@ -119,10 +122,6 @@ class Bench:
             else:
                 names.append(name)
         return names
-
-
-def is_about(entry: dict, measure: str, model: str, length: int) -> bool:
-    return (entry["measure"], entry["model"], entry["length"]) == (measure, model, length)
 
 
 def dtype_of(device: str) -> torch.dtype:
