@@ -104,9 +104,7 @@ class Bench:
 
     def leave_out(self, measure: str, length: int, name: str, why: str) -> None:
         self.forget_left_out(measure, length, name)
-        self.result.setdefault("left_out", []).append(
-            {"measure": measure, "model": name, "length": length, "why": why}
-        )
+        self.result["left_out"].append({"measure": measure, "model": name, "length": length, "why": why})
 
     def names_at(self, measure: str, length: int, few: tuple[int, ...]) -> list[str]:
         """Ours and Llama at every length, the other peers at `few`, and none for which the limit is exceeded."""
