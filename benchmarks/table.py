@@ -194,8 +194,8 @@ def measure_ratios(result: dict, measure: str) -> str:
 
 
 def origin(result: dict, device: str, readme: Path) -> str:
-    """The figure, and in one line where the numbers come from."""
-    environment = list(result["parts"].values())[-1]
+    """The figure, and in one line where the numbers come from; the first part has the times."""
+    environment = next(iter(result["parts"].values()))
     figure = os.path.relpath(FIGURES / f"speed-{device}.svg", readme.parent)
     file = os.path.relpath(record.RESULTS / f"speed-{device}.json", readme.parent)
     return (
