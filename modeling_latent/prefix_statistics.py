@@ -49,10 +49,10 @@ def empty_statistics(shape: tuple[int, ...], head_dim: int, dtype: torch.dtype, 
 
 def chunk_scores(queries: torch.Tensor, keys: torch.Tensor, scaling: float) -> torch.Tensor:
     """Scores `(X, H, M, C)` of latents' queries `(H, M, d)` and keys `(X, Hkv, C, d)` of chunks."""
-    num_heads, _, head_dim = queries.shape
+    num_heads, num_latents, head_dim = queries.shape
     grouped = queries.reshape(keys.shape[1], -1, head_dim) * scaling  # (Hkv, H / Hkv * M, d)
     scores = torch.einsum("xkcd,kqd->xkqc", keys, grouped).to(statistics_dtype(keys.dtype))
-    return scores.reshape(keys.shape[0], num_heads, -1, keys.shape[2])
+    return scores.reshape(keys.shape[0], num_heads, num_latents, keys.shape[2])
 
 
 def chunk_statistics(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float, dropout: float):
@@ -73,8 +73,8 @@ def chunk_statistics(queries: torch.Tensor, keys: torch.Tensor, values: torch.Te
     probabilities = (scores - lse[..., None]).exp().to(values.dtype)
     if dropout:
         probabilities = torch.nn.functional.dropout(probabilities, dropout)
-    grouped = probabilities.reshape(keys.shape[0], keys.shape[1], -1, keys.shape[2])  # (X, Hkv, H / Hkv * M, C)
-    return lse, (grouped @ values).to(lse.dtype).reshape(*lse.shape, -1)
+    grouped = probabilities.unflatten(1, (keys.shape[1], -1)).flatten(2, 3)  # (X, Hkv, H / Hkv * M, C)
+    return lse, (grouped @ values).to(lse.dtype).reshape(*lse.shape, values.shape[-1])
 
 
 def merge(lse_a: torch.Tensor, out_a: torch.Tensor, lse_b: torch.Tensor, out_b: torch.Tensor):
