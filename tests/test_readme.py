@@ -52,7 +52,8 @@ def test_the_size_of_the_cache_is_what_the_formula_says():
     names |= {"C": "chunk_size", "M": "num_latents", "K": "conv_kernel_size"}
     values = {name: getattr(config, field) for name, field in names.items()} | {"b": 2}
     formula = README.split("with `b` bytes per number:\n\n```\n")[1].split("```")[0]
-    terms = [re.split(r"\s{2,}", line)[0].replace("·", "*").replace("−", "-") for line in formula.strip().splitlines()]
+    lines = formula.strip().replace("·", "*").replace("−", "-").splitlines()
+    terms = [re.split(r"\s{2,}", line)[0] for line in lines]  # without the words beside them
     # "2C" is 2 * C; "H·M" got its sign above
     expression = re.sub(r"(\d)([A-Z])", r"\1*\2", " ".join(terms))
     assert eval(expression, {}, values) * config.num_hidden_layers == size

@@ -29,7 +29,7 @@ from modeling_latent import LatentAttention, LatentAttentionConfig
 from . import figures
 from .models import UnrefinedLatentAttention, scale_content
 from .training import Job, train
-from .units import parse_arguments, sweep, write_table
+from .units import measure
 
 
 WIDTH, HEADS, KEYS, VALUES = 64, 4, 256, 64
@@ -134,10 +134,7 @@ def score(unit: dict) -> float:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_arguments("Capacity of one layer's latents", argv)
-    form, name = FORMS[args.form], f"quality_capacity_{args.form}"
-    swept = sweep(name, points(form), form["learning_rates"], score, run_unit, args)
-    file = write_table(name, "Capacity of one layer's latents", FORMS, swept, args)
+    file = measure("capacity", "Capacity of one layer's latents", FORMS, points, score, run_unit, argv)
     figures.draw(figures.recall_by_pairs, file)
 
 

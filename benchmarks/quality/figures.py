@@ -27,6 +27,7 @@ import matplotlib.pyplot as plt  # noqa: E402 (after the choice of a backend tha
 from .units import mean_and_deviation  # noqa: E402
 
 
+matplotlib.rcParams["svg.hashsalt"] = "latent attention"  # the same numbers give the same file
 NAMES = {
     "full_attention": "full attention",
     "window": "window alone",
@@ -55,8 +56,8 @@ def draw(plot: Callable, file: Path) -> None:
     figure.suptitle(f"{result['title']}\nmean and standard deviation of {len(result['seeds'])} seeds", fontsize=10)
     for axes in figure.axes:
         axes.grid(alpha=0.3)
-    for suffix in (".svg", ".png"):
-        figure.savefig(file.with_suffix(suffix), dpi=150)
+    figure.savefig(file.with_suffix(".svg"), metadata={"Date": None})
+    figure.savefig(file.with_suffix(".png"), dpi=150)
     plt.close(figure)
 
 
@@ -68,11 +69,15 @@ def lines(points: list[list[dict]], label: Callable[[dict], str]) -> dict[str, l
     return by_label
 
 
-def error_line(axes, points: list[list[dict]], x: str | Callable, metric: str, label: str) -> None:
-    """A line through the means over seeds, with bars of one standard deviation."""
-    places = [unit[x] for unit, *_ in points]
-    means, deviations = zip(*(mean_and_deviation(point, metric) for point in points), strict=True)
+def error_line(axes, places: list[float], values: list[list[dict]], metric: str, label: str) -> None:
+    """A line through the means over seeds, with bars of one standard deviation; `values` has the seeds of a place."""
+    means, deviations = zip(*(mean_and_deviation(seeds, metric) for seeds in values), strict=True)
     axes.errorbar(places, means, deviations, marker="o", capsize=3, label=label)
+
+
+def place_legend(axes) -> None:
+    """Below the lines, so that it hides none."""
+    axes.figure.legend(fontsize=8, loc="outside lower center", ncols=2, frameon=False)
 
 
 def recall_by_state(result: dict, figure) -> None:
@@ -84,37 +89,34 @@ def recall_by_state(result: dict, figure) -> None:
         return name_of(unit) + (setting if several else "")
 
     for name, points in lines(result["points"], label).items():
-        error_line(
-            axes, sorted(points, key=lambda point: point[0]["state_elements"]), "state_elements", "accuracy", name
-        )
+        points = sorted(points, key=lambda point: point[0]["state_elements"])
+        error_line(axes, [point[0]["state_elements"] for point in points], points, "accuracy", name)
     axes.set(xscale="log", xlabel="state of one sequence, numbers", ylabel="accuracy at queries", ylim=(-0.03, 1.03))
-    axes.legend(fontsize=8)
+    place_legend(axes)
 
 
 def recall_by_length(result: dict, figure) -> None:
     axes = figure.subplots()
     for point in result["points"]:
         lengths = [row["length"] for row in point[0]["by_length"]]
-        rows = [[{"accuracy": unit["by_length"][i]["accuracy"]} for unit in point] for i in range(len(lengths))]
-        means, deviations = zip(*(mean_and_deviation(row, "accuracy") for row in rows), strict=True)
-        axes.errorbar(lengths, means, deviations, marker="o", capsize=3, label=name_of(point[0]))
+        rows = list(zip(*(unit["by_length"] for unit in point), strict=True))
+        error_line(axes, lengths, rows, "accuracy", name_of(point[0]))
     axes.set_xscale("log", base=2)
     axes.set(xlabel="tokens in the text", ylabel="passkeys recalled", ylim=(-0.03, 1.03))
     axes.axvline(result["recipe"]["length"], color="grey", linestyle=":", label="length in training")
-    axes.legend(fontsize=8)
+    place_legend(axes)
 
 
 def loss_by_position(result: dict, figure) -> None:
     axes = figure.subplots()
     for point in result["points"]:
         middles = [mean((row["from"], row["to"])) for row in point[0]["by_position"]]
-        rows = [[{"loss": unit["by_position"][i]["loss"]} for unit in point] for i in range(len(middles))]
-        means, deviations = zip(*(mean_and_deviation(row, "loss") for row in rows), strict=True)
-        axes.errorbar(middles, means, deviations, marker="o", capsize=3, label=name_of(point[0]))
+        rows = list(zip(*(unit["by_position"] for unit in point), strict=True))
+        error_line(axes, middles, rows, "loss", name_of(point[0]))
     axes.set_xscale("log", base=2)
     axes.set(xlabel="position in the document, bytes", ylabel="loss, nats per byte")
     axes.axvline(result["recipe"]["length"], color="grey", linestyle=":", label="length in training")
-    axes.legend(fontsize=8)
+    place_legend(axes)
 
 
 def recall_by_pairs(result: dict, figure) -> None:
@@ -124,10 +126,10 @@ def recall_by_pairs(result: dict, figure) -> None:
         return f"{unit['settings']['num_latents']} latents" + ("" if unit["refinement"] else ", no refinement")
 
     for name, points in lines(result["points"], label).items():
-        error_line(axes, points, "pairs", "accuracy", name)
+        error_line(axes, [point[0]["pairs"] for point in points], points, "accuracy", name)
     axes.set_xscale("log", base=2)
     axes.set(xlabel="pairs to remember", ylabel="accuracy", ylim=(-0.03, 1.03))
-    axes.legend(fontsize=8)
+    place_legend(axes)
 
 
 def ablations(result: dict, figure) -> None:

@@ -32,7 +32,7 @@ from torch.nn.functional import cross_entropy
 from . import figures
 from .models import build, count_parameters, hidden_states, matched_shape
 from .training import Job, precision, train
-from .units import parse_arguments, sweep, write_table
+from .units import measure
 
 
 VOCAB_SIZE = 256
@@ -206,10 +206,7 @@ def score(unit: dict) -> float:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_arguments("Language models of equal size", argv)
-    form, name = FORMS[args.form], f"quality_language_model_{args.form}"
-    swept = sweep(name, points(form), form["learning_rates"], score, run_unit, args)
-    file = write_table(name, "Language models of equal size", FORMS, swept, args)
+    file = measure("language_model", "Language models of equal size", FORMS, points, score, run_unit, argv)
     figures.draw(figures.loss_by_position, file)
 
 

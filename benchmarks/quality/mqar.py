@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy
 from . import figures
 from .models import build, count_parameters, hidden_states, state_elements
 from .training import Job, precision, train
-from .units import parse_arguments, sweep, write_table
+from .units import measure
 
 
 POWER = 0.01  # of the law that distances between pair and query follow
@@ -205,10 +205,7 @@ def score(unit: dict) -> float:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_arguments("Multi-query associative recall", argv)
-    form, name = FORMS[args.form], f"quality_mqar_{args.form}"
-    swept = sweep(name, points(form), form["learning_rates"], score, run_unit, args)
-    file = write_table(name, "Multi-query associative recall", FORMS, swept, args)
+    file = measure("mqar", "Multi-query associative recall", FORMS, points, score, run_unit, argv)
     figures.draw(figures.recall_by_state, file)
 
 

@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy
 from . import figures
 from .models import build, count_parameters, hidden_states
 from .training import Job, precision, train
-from .units import parse_arguments, sweep, write_table
+from .units import measure
 
 
 FILLER = "The grass is green . The sky is blue . The sun is yellow . Here we go . There and back again ."
@@ -163,10 +163,7 @@ def score(unit: dict) -> float:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_arguments("Passkey retrieval", argv)
-    form, name = FORMS[args.form], f"quality_passkey_{args.form}"
-    swept = sweep(name, points(form), form["learning_rates"], score, run_unit, args)
-    file = write_table(name, "Passkey retrieval", FORMS, swept, args)
+    file = measure("passkey", "Passkey retrieval", FORMS, points, score, run_unit, argv)
     figures.draw(figures.recall_by_length, file)
 
 

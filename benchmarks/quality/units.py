@@ -166,3 +166,19 @@ def write_table(name: str, title: str, forms: dict, swept: dict, args: Namespace
         "seeds": SEEDS,
     }
     return record.write(name, {**result, **swept})
+
+
+def measure(
+    table: str,
+    title: str,
+    forms: dict,
+    points: Callable[[dict], list[dict]],
+    score: Callable[[dict], float],
+    run_unit: Callable[[dict, Job], dict | None],
+    argv: list[str] | None,
+) -> Path:
+    """The command of a table that has one task: all units of the form that `argv` names, into `results/`."""
+    args = parse_arguments(title, argv)
+    form, name = forms[args.form], f"quality_{table}_{args.form}"
+    swept = sweep(name, points(form), form["learning_rates"], score, run_unit, args)
+    return write_table(name, title, forms, swept, args)
