@@ -21,6 +21,7 @@ from transformers.cache_utils import STATIC_LAYER_TYPE_MAPPING, CacheLayerMixin
 
 from .chunk_layout import ChunkLayout
 from .configuration_latent import LatentAttentionConfig
+from .token_conv import last_inputs
 
 
 class WindowState(NamedTuple):
@@ -28,6 +29,7 @@ class WindowState(NamedTuple):
 
     keys: torch.Tensor  # (B, Hkv, 2C, d)
     values: torch.Tensor  # (B, Hkv, 2C, d)
+    conv_inputs: torch.Tensor | None  # (B, K - 1, D), the last normed tokens
 
 
 class MemoryState(NamedTuple):
@@ -57,7 +59,8 @@ class LatentState(NamedTuple):
 def state_fields(config: LatentAttentionConfig) -> dict:
     """What of a configuration decides the shapes of a state."""
     names = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "num_latents", "chunk_size")
-    return {name: getattr(config, name) for name in (*names, "conv_kernel_size", "local_attention")}
+    names = (*names, "conv_kernel_size", "local_conv_kernel_size", "local_attention")
+    return {name: getattr(config, name) for name in names}
 
 
 def map_state(change, state, *others):
@@ -101,20 +104,17 @@ def state_at(states: LatentState, ends: torch.Tensor, seen: torch.Tensor, chunk_
         return tensor if keep is None else tensor * keep[:, None, :, None].to(tensor.dtype)
 
     window, memory = states.window, states.memory
+    slots = memory.keys.shape[1] * chunk_size  # N C
     if window is not None:
         before = (seen > chunk_size)[:, None].expand_as(in_progress)
-        window = WindowState(*(pick(tensor, torch.cat([before, in_progress], 1)) for tensor in window))
-    conv_inputs = memory.conv_inputs
-    if conv_inputs is not None:
-        span = conv_inputs.shape[1] - states.memory.keys.shape[1] * chunk_size  # K - 1
-        back = torch.arange(span, device=ends.device)
-        last = conv_inputs[batch[:, None], ends[:, None] + back]  # (B, K - 1, D)
-        conv_inputs = last * (seen[:, None] >= span - back)[..., None].to(last.dtype)
+        kept = torch.cat([before, in_progress], 1)  # (B, 2C)
+        conv_inputs = last_inputs(window.conv_inputs, slots, ends, seen)
+        window = WindowState(pick(window.keys, kept), pick(window.values, kept), conv_inputs)
     memory = MemoryState(
         pick(memory.keys, in_progress),
         pick(memory.values, in_progress),
         *(pick(tensor) for tensor in memory[2:6]),
-        conv_inputs,
+        last_inputs(memory.conv_inputs, slots, ends, seen),
     )
     return LatentState(window, memory, seen)
 

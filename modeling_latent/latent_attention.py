@@ -24,6 +24,7 @@ from .cache_latent import MemoryState, update_rows, write_slot
 from .chunk_layout import ChunkLayout, bidirectional_layout, grid_layout
 from .configuration_latent import LatentAttentionConfig
 from .prefix_statistics import chunk_scores, chunk_statistics, empty_statistics, exclusive_prefix, merge
+from .token_conv import convolve, make_token_conv
 
 
 def init_weights(config: LatentAttentionConfig, module: nn.Module) -> None:
@@ -37,7 +38,7 @@ def init_weights(config: LatentAttentionConfig, module: nn.Module) -> None:
     if isinstance(module, LatentAttention):
         init.normal_(module.latents, std=1.0)
     elif isinstance(module, (nn.Linear, nn.Conv1d)):
-        kernel_std = config.conv_kernel_size**-0.5 if isinstance(module, nn.Conv1d) else config.initializer_range
+        kernel_std = module.kernel_size[0] ** -0.5 if isinstance(module, nn.Conv1d) else config.initializer_range
         init.normal_(module.weight, std=getattr(module, "init_std", kernel_std))
         if module.bias is not None:
             init.zeros_(module.bias)
@@ -63,11 +64,7 @@ class LatentAttention(nn.Module):
         self.latents = nn.Parameter(torch.empty(config.num_latents, config.hidden_size))  # (M, D)
         self.token_norm, self.latent_norm = make_norm(config), make_norm(config)
         self.refine_norm, self.readout_norm = make_norm(config), make_norm(config)
-        self.token_conv = None
-        if config.conv_kernel_size:
-            self.token_conv = nn.Conv1d(
-                config.hidden_size, config.hidden_size, config.conv_kernel_size, groups=config.hidden_size
-            )
+        self.token_conv = make_token_conv(config.hidden_size, config.conv_kernel_size)
         # Queries and keys of unit variance, so that latents start out reading different tokens.
         unit = config.hidden_size**-0.5
         self.input_to_latent = MultiHeadAttention(config, query_key_std=unit)
@@ -100,7 +97,8 @@ class LatentAttention(nn.Module):
         if layout.is_step:
             cached = update_rows(cached, layout, self.take_in_chunk)
         tokens = self.token_norm(hidden_states)  # (R, N, S, D)
-        inputs, conv_inputs = self.convolve(tokens, layout, cached)
+        conv_inputs = None if cached is None else cached.conv_inputs
+        inputs, conv_inputs = convolve(self.token_conv, tokens, layout, conv_inputs)
         if layout.is_step:
             state = self.write_step(inputs, conv_inputs, layout, cached)
             memory = MemoryState(*(tensor[:, None] for tensor in state[:6]), None)
@@ -109,28 +107,6 @@ class LatentAttention(nn.Module):
         else:
             state, memory = None, self.compress_bidirectional(inputs, layout)
         return hidden_states + self.retrieve(tokens, memory), state
-
-    def convolve(self, tokens, layout: ChunkLayout, cached: MemoryState | None):
-        """What the memory reads, `(R, N, S, D)`, and all inputs of the convolution with those in front of them."""
-        if self.token_conv is None:
-            return tokens, None
-        rows, chunks, size, _ = tokens.shape
-        span = self.config.conv_kernel_size - 1
-        inputs = torch.cat([tokens.new_zeros(rows, span, tokens.shape[-1]), tokens.flatten(1, 2)], dim=1)
-        if cached is not None:
-            first = torch.zeros_like(layout.slot) if layout.is_step else layout.filled
-            positions = first[:, None] + torch.arange(span, device=tokens.device)  # (R, K - 1)
-            inputs = inputs.scatter(1, positions[..., None].expand_as(cached.conv_inputs), cached.conv_inputs)
-        if layout.sequence_ids is None:
-            convolved = self.token_conv(inputs.transpose(1, 2)).transpose(1, 2).unflatten(1, (chunks, size))
-        else:
-            windows = inputs.unfold(1, span + size, size)  # (R, N, D, K - 1 + C)
-            back = torch.arange(span, 0, -1, device=tokens.device)  # distance to the chunk's first slot
-            visible = layout.chunks_before[..., None] * size >= back  # (R, N, K - 1)
-            visible = nn.functional.pad(visible, (0, size), value=True)[:, :, None]
-            windows = windows.masked_fill(~visible, 0).flatten(0, 1)
-            convolved = self.token_conv(windows).transpose(1, 2).unflatten(0, (rows, chunks))
-        return tokens + nn.functional.silu(convolved), inputs
 
     def compress(self, inputs, conv_inputs, layout: ChunkLayout, cached: MemoryState | None) -> MemoryState:
         """Step 1, causal: for each chunk, what the latents know of the chunks before it; and step 2 on that."""
@@ -234,5 +210,5 @@ class LatentAttention(nn.Module):
         return cached._replace(
             keys=write_slot(cached.keys, layout.slot, keys),
             values=write_slot(cached.values, layout.slot, values),
-            conv_inputs=None if conv_inputs is None else conv_inputs[:, 1:],
+            conv_inputs=conv_inputs,
         )

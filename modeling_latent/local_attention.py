@@ -20,6 +20,7 @@ from .attention import MultiHeadAttention, attention_mask_of, take_cached
 from .cache_latent import WindowState, update_rows, write_slot
 from .chunk_layout import ChunkLayout
 from .configuration_latent import LatentAttentionConfig
+from .token_conv import convolve, make_token_conv
 
 
 def rotary_embedding(config: LatentAttentionConfig, length: int, like: torch.Tensor) -> torch.Tensor:
@@ -72,6 +73,10 @@ def local_attention_mask(config: LatentAttentionConfig, layout: ChunkLayout, dty
 class LocalAttention(MultiHeadAttention):
     """Self-attention to the chunk before and to the own one; in a bidirectional model also to the one after."""
 
+    def __init__(self, config: LatentAttentionConfig, output_std: float):
+        super().__init__(config, output_std=output_std)
+        self.token_conv = make_token_conv(config.hidden_size, config.local_conv_kernel_size)
+
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -80,29 +85,33 @@ class LocalAttention(MultiHeadAttention):
         attention_mask: torch.Tensor,
         cached: WindowState | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, WindowState]:
-        """`(R, N, S, D) -> (R, N, S, D)`, the weights, and the windows `(R, N, Hkv, 2C, d)` that were attended to."""
+        """
+        `(R, N, S, D) -> (R, N, S, D)`, the weights, and the state: the windows `(R, N, Hkv, 2C, d)` that were
+        attended to, and what the convolution took in.
+        """
+        conv_inputs = None if cached is None else cached.conv_inputs
+        hidden_states, conv_inputs = convolve(self.token_conv, hidden_states, layout, conv_inputs)
         queries = self.queries(hidden_states)  # (R, N, H, S, d)
         keys, values = self.keys_values(hidden_states)  # (R, N, Hkv, S, d)
         if layout.is_step:
             states = self.write_step(keys, values, layout, cached)
-            window = WindowState(*(tensor[:, None] for tensor in states))
+            keys, values = (tensor[:, None] for tensor in states)
         else:
-            states = window = self.grid_windows(keys, values, layout, cached)
+            states = keys, values = self.grid_windows(keys, values, layout, cached)
         query_positions, key_positions = position_embeddings
-        queries, keys = rotate(queries, *query_positions), rotate(window.keys, *key_positions)
-        output, weights = super().forward(queries, keys, window.values, attention_mask)
-        return output, weights, states
+        queries, keys = rotate(queries, *query_positions), rotate(keys, *key_positions)
+        output, weights = super().forward(queries, keys, values, attention_mask)
+        return output, weights, WindowState(*states, conv_inputs)
 
-    def grid_windows(self, keys, values, layout: ChunkLayout, cached: WindowState | None) -> WindowState:
+    def grid_windows(self, keys, values, layout: ChunkLayout, cached: WindowState | None) -> list[torch.Tensor]:
+        """Keys and values of each chunk's window, `(R, N, Hkv, 2C or 3C, d)` each."""
         size = self.config.chunk_size
-        before = (None, None) if cached is None else (tensor[:, :, :size] for tensor in cached)
-        own = (None, None) if cached is None else (tensor[:, :, size:] for tensor in cached)
-        return WindowState(
-            *(
-                self.neighbours(take_cached(new, mine, layout.filled), first)
-                for new, mine, first in zip((keys, values), own, before, strict=True)
-            )
-        )
+        before = (None, None) if cached is None else (tensor[:, :, :size] for tensor in cached[:2])
+        own = (None, None) if cached is None else (tensor[:, :, size:] for tensor in cached[:2])
+        return [
+            self.neighbours(take_cached(new, mine, layout.filled), first)
+            for new, mine, first in zip((keys, values), own, before, strict=True)
+        ]
 
     def neighbours(self, chunks: torch.Tensor, first: torch.Tensor | None) -> torch.Tensor:
         """Each chunk `(R, N, Hkv, C, d)` after the one before it, and in a bidirectional model before the next."""
@@ -113,13 +122,13 @@ class LocalAttention(MultiHeadAttention):
             window.append(torch.cat([chunks[:, 1:], nothing], dim=1))
         return torch.cat(window, dim=3)
 
-    def write_step(self, keys, values, layout: ChunkLayout, cached: WindowState) -> WindowState:
+    def write_step(self, keys, values, layout: ChunkLayout, cached: WindowState) -> list[torch.Tensor]:
         """One token's keys and values into the window, which moves on by a chunk in rows that enter one."""
         size = self.config.chunk_size
 
-        def move_on(window: WindowState) -> WindowState:
-            return WindowState(*(nn.functional.pad(tensor[:, :, size:], (0, 0, 0, size)) for tensor in window))
+        def move_on(window: tuple) -> tuple:
+            return tuple(nn.functional.pad(tensor[:, :, size:], (0, 0, 0, size)) for tensor in window)
 
-        window = update_rows(cached, layout, move_on)
+        window = update_rows(tuple(cached[:2]), layout, move_on)
         slot = layout.slot + size
-        return WindowState(write_slot(window.keys, slot, keys[:, 0]), write_slot(window.values, slot, values[:, 0]))
+        return [write_slot(old, slot, new[:, 0]) for old, new in zip(window, (keys, values), strict=True)]

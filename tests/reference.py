@@ -78,9 +78,10 @@ def attend(weights: dict, queries, keys, settings, reads, position=None):
     return linear(weights, "o_proj", torch.stack(rows))
 
 
-def token_conv(weights: dict, u):
-    """Causal depthwise convolution over the last `kernel` tokens, zeros before the first."""
-    kernel = weights["token_conv.weight"].shape[-1]
+def with_predecessors(weights: dict, u, kernel: int):
+    """`u + silu(conv(u))`, a causal depthwise convolution over the last `kernel` tokens, zeros before the first."""
+    if kernel == 0:
+        return u
     rows = []
     for t in range(len(u)):
         row = weights["token_conv.bias"]
@@ -88,16 +89,14 @@ def token_conv(weights: dict, u):
             if t - j >= 0:
                 row = row + weights["token_conv.weight"][:, 0, kernel - 1 - j] * u[t - j]
         rows.append(row)
-    return torch.stack(rows)
+    return u + torch.nn.functional.silu(torch.stack(rows))
 
 
 def latent_attention(weights: dict, h, settings):
     """Section 1 and 2 of the definition: compression, refinement, retrieval, with the residual connections."""
     length, chunk = len(h), settings.chunk_size
     u = norm(weights, "token_norm", h, settings)
-    w = u
-    if settings.conv_kernel_size:
-        w = u + torch.nn.functional.silu(token_conv(weights, u))
+    w = with_predecessors(weights, u, settings.conv_kernel_size)
     z0 = weights["latents"]
     rows = []
     for n in range((length + chunk - 1) // chunk):
@@ -124,6 +123,7 @@ def local_attention(weights: dict, x, settings):
         window = (t // chunk - 1) * chunk
         return t - window, s - window
 
+    x = with_predecessors(weights, x, settings.local_conv_kernel_size)
     return attend(weights, x, x, settings, reads, position)
 
 

@@ -727,6 +727,8 @@ def test_an_empty_cache_made_for_another_model_is_refused(make):
         {"num_key_value_heads": 4},
         {"conv_kernel_size": 0},
         {"conv_kernel_size": 3},
+        {"local_conv_kernel_size": 0},
+        {"local_conv_kernel_size": 4},
         {"local_attention": False},
     ],
     ids=str,
