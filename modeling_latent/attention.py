@@ -28,16 +28,19 @@ def make_norm(config: LatentAttentionConfig) -> nn.Module:
     return norm_class(config.hidden_size, eps=config.norm_eps)
 
 
-def make_linear(in_features: int, out_features: int, std: float, bias: bool = False) -> nn.Linear:
-    """A linear layer that knows the standard deviation `init_weights` draws it with."""
+def make_linear(in_features: int, out_features: int, bias: bool = False, size: float = 1.0) -> nn.Linear:
+    """A linear layer that `init_weights` draws such that what it makes of inputs of variance 1 is of that `size`."""
     linear = nn.Linear(in_features, out_features, bias=bias)
-    linear.init_std = std
+    linear.init_std = size * in_features**-0.5
     return linear
 
 
-def residual_std(config: LatentAttentionConfig) -> float:
-    """For projections into the token stream, whose variance adds up over the layers (as in GPT-2)."""
-    return config.initializer_range / (2 * config.num_hidden_layers) ** 0.5
+def branch_size(config: LatentAttentionConfig) -> float:
+    """
+    Of what a branch adds to the token stream. There are three in a layer, and all of them together start as large as
+    the embeddings: larger ones drown the token that they are added to (Takase et al. 2023, arXiv:2312.16903).
+    """
+    return config.initializer_range / (3 * config.num_hidden_layers) ** 0.5
 
 
 def eager_attention_forward(
@@ -80,20 +83,17 @@ class MultiHeadAttention(nn.Module):
 
     is_causal = False  # what may be seen is said by a mask, or by which keys there are
 
-    def __init__(
-        self, config: LatentAttentionConfig, query_key_std: float | None = None, output_std: float | None = None
-    ):
+    def __init__(self, config: LatentAttentionConfig, output_size: float = 1.0):
         super().__init__()
         self.config = config
         self.head_dim = config.head_dim
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.scaling = config.head_dim**-0.5
-        std = config.initializer_range
         q_size, kv_size = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-        self.q_proj = make_linear(config.hidden_size, q_size, query_key_std or std, config.attention_bias)
-        self.k_proj = make_linear(config.hidden_size, kv_size, query_key_std or std, config.attention_bias)
-        self.v_proj = make_linear(config.hidden_size, kv_size, std, config.attention_bias)
-        self.o_proj = make_linear(q_size, config.hidden_size, output_std or std)
+        self.q_proj = make_linear(config.hidden_size, q_size, config.attention_bias)
+        self.k_proj = make_linear(config.hidden_size, kv_size, config.attention_bias)
+        self.v_proj = make_linear(config.hidden_size, kv_size, config.attention_bias)
+        self.o_proj = make_linear(q_size, config.hidden_size, size=output_size)
 
     def heads(self, states: torch.Tensor) -> torch.Tensor:
         """`(..., L, H d) -> (..., H, L, d)`"""

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from .attention import MultiHeadAttention, attention_mask_of, make_norm, residual_std, take_cached
+from .attention import MultiHeadAttention, attention_mask_of, branch_size, make_norm, take_cached
 from .cache_latent import MemoryState, update_rows, write_slot
 from .chunk_layout import ChunkLayout, bidirectional_layout, grid_layout
 from .configuration_latent import LatentAttentionConfig
@@ -29,17 +29,17 @@ from .token_conv import convolve, make_token_conv
 
 def init_weights(config: LatentAttentionConfig, module: nn.Module) -> None:
     """
-    latents                                              normal, std 1: a norm after tiny vectors blows up gradients
-    input_to_latent, latent_to_input: q_proj, k_proj     normal, std 1 / sqrt(fan in): scores of visible variance
-    local o_proj, latent_to_input.o_proj, down_proj      normal, std initializer_range / sqrt(2 layers), never zero
-    other linear layers                                  normal, std initializer_range; biases zero
-    token_conv                                           normal, std 1 / sqrt(kernel); bias zero
+    latents                                          normal, std 1: a norm after tiny vectors blows up gradients
+    embeddings, lm_head, heads of tasks              normal, std initializer_range
+    local o_proj, latent_to_input.o_proj, down_proj  normal, std initializer_range / sqrt(3 layers fan_in), not zero
+    other linear layers                              normal, std 1 / sqrt(fan_in): variance is kept
+    token_conv                                       normal, std 1 / sqrt(kernel)
+    biases                                           zero
     """
     if isinstance(module, LatentAttention):
         init.normal_(module.latents, std=1.0)
     elif isinstance(module, (nn.Linear, nn.Conv1d)):
-        kernel_std = module.kernel_size[0] ** -0.5 if isinstance(module, nn.Conv1d) else config.initializer_range
-        init.normal_(module.weight, std=getattr(module, "init_std", kernel_std))
+        init.normal_(module.weight, std=getattr(module, "init_std", config.initializer_range))
         if module.bias is not None:
             init.zeros_(module.bias)
 
@@ -65,11 +65,8 @@ class LatentAttention(nn.Module):
         self.token_norm, self.latent_norm = make_norm(config), make_norm(config)
         self.refine_norm, self.readout_norm = make_norm(config), make_norm(config)
         self.token_conv = make_token_conv(config.hidden_size, config.conv_kernel_size)
-        # Queries and keys of unit variance, so that latents start out reading different tokens.
-        unit = config.hidden_size**-0.5
-        self.input_to_latent = MultiHeadAttention(config, query_key_std=unit)
-        self.latent_self = MultiHeadAttention(config)
-        self.latent_to_input = MultiHeadAttention(config, query_key_std=unit, output_std=residual_std(config))
+        self.input_to_latent, self.latent_self = MultiHeadAttention(config), MultiHeadAttention(config)
+        self.latent_to_input = MultiHeadAttention(config, output_size=branch_size(config))
         self.apply(partial(init_weights, config))
 
     def forward(

@@ -16,7 +16,7 @@
 import torch
 from torch import nn
 
-from .attention import MultiHeadAttention, attention_mask_of, take_cached
+from .attention import MultiHeadAttention, attention_mask_of, branch_size, take_cached
 from .cache_latent import WindowState, update_rows, write_slot
 from .chunk_layout import ChunkLayout
 from .configuration_latent import LatentAttentionConfig
@@ -73,8 +73,8 @@ def local_attention_mask(config: LatentAttentionConfig, layout: ChunkLayout, dty
 class LocalAttention(MultiHeadAttention):
     """Self-attention to the chunk before and to the own one; in a bidirectional model also to the one after."""
 
-    def __init__(self, config: LatentAttentionConfig, output_std: float):
-        super().__init__(config, output_std=output_std)
+    def __init__(self, config: LatentAttentionConfig):
+        super().__init__(config, output_size=branch_size(config))
         self.token_conv = make_token_conv(config.hidden_size, config.local_conv_kernel_size)
 
     def forward(

@@ -53,7 +53,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .attention import MultiHeadAttention, make_linear, make_norm, residual_std
+from .attention import MultiHeadAttention, branch_size, make_linear, make_norm
 from .attention_maps import (
     LatentAttentionCausalLMOutput,
     LatentAttentionMaskedLMOutput,
@@ -75,10 +75,9 @@ from .model_inputs import check_attention_mask, check_cache, packed_starts
 class GatedMLP(nn.Module):
     def __init__(self, config: LatentAttentionConfig):
         super().__init__()
-        std = config.initializer_range
-        self.gate_proj = make_linear(config.hidden_size, config.intermediate_size, std)
-        self.up_proj = make_linear(config.hidden_size, config.intermediate_size, std)
-        self.down_proj = make_linear(config.intermediate_size, config.hidden_size, residual_std(config))
+        self.gate_proj = make_linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = make_linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = make_linear(config.intermediate_size, config.hidden_size, size=branch_size(config))
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -92,7 +91,7 @@ class LatentAttentionDecoderLayer(GradientCheckpointingLayer):
         self.layer_idx = layer_idx
         if config.local_attention:
             self.local_norm = make_norm(config)
-            self.local_attention = LocalAttention(config, output_std=residual_std(config))
+            self.local_attention = LocalAttention(config)
         self.latent_attention = LatentAttention(config)
         self.mlp_norm = make_norm(config)
         self.mlp = GatedMLP(config)

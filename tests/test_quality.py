@@ -123,7 +123,7 @@ def test_validation_years_are_not_in_the_training_text():
     "model, settings, expected",
     [
         ("full_attention", {}, 2 * 2 * 16 * 40),  # keys and values of 40 tokens in 2 layers
-        ("window", {"chunk_size": 4}, 2 * 2 * 16 * 8),  # of two chunks
+        ("window", {"chunk_size": 4}, 2 * (2 * 16 * 8 + 16 * 3)),  # of two chunks, and inputs of the convolution
         ("latents_and_window", LATENT, None),
         ("latents", LATENT, None),
         ("mamba2", {"state_size": 8}, 2 * (32 * 8 + (32 + 2 * 8) * 4)),  # state and inputs of the convolution
@@ -142,8 +142,9 @@ def test_window_alone_sees_only_the_window_and_continues_from_its_cache():
     changed = input_ids.clone()
     changed[0, 0] += 1
     assert not any("latent" in name for name, _ in model.named_parameters())
-    # Two layers that look into the chunk before: from the fourth chunk on nothing of the first one is left.
-    torch.testing.assert_close(model(changed).logits[:, 12:], model(input_ids).logits[:, 12:])
+    # Two layers that look into the chunk before, and a convolution that reaches into one more: from the fifth chunk on
+    # nothing of the first token is left.
+    torch.testing.assert_close(model(changed).logits[:, 16:], model(input_ids).logits[:, 16:])
     assert not torch.allclose(model(changed).logits[:, 8], model(input_ids).logits[:, 8])
     outputs, logits = model(input_ids[:, :14], use_cache=True), []
     for step in range(14, 23):
@@ -174,20 +175,37 @@ def test_own_chunk_attention_does_not_look_back():
     changed = input_ids.clone()
     changed[0, 3] += 1
     for own_chunk_only in (True, False):
-        model = random_model("latents_and_window", **LATENT, own_chunk_only=own_chunk_only)
+        model = random_model("latents_and_window", **LATENT, own_chunk_only=own_chunk_only, local_conv_kernel_size=0)
         for layer in model.model.layers:
             layer.latent_attention = NoLatentAttention()
         same = torch.allclose(model(changed).logits[:, 4:], model(input_ids).logits[:, 4:])
         assert same == own_chunk_only
 
 
-@pytest.mark.parametrize("scale, names", [("values", {"v"}), ("values_and_outputs", {"v", "o"})])
-def test_scale_of_the_content(scale, names):
-    shape = {**SHAPE, "hidden_size": 256}
-    layer = build("latents", shape, {**LATENT, "value_scale": scale}).model.layers[1].latent_attention
-    for name in ("v", "o"):
-        std = getattr(layer.input_to_latent, f"{name}_proj").weight.std().item()
-        assert std == pytest.approx(256**-0.5 if name in names else 0.02, rel=0.05)
+@pytest.mark.parametrize(
+    "start, content, branch, others",
+    [
+        ("package", 1 / 16, 1 / 16 / (6 * 256) ** 0.5, 1 / 16),
+        ("small_content", 0.02, 1 / 16 / (6 * 256) ** 0.5, 1 / 16),
+        ("large_branches", 1 / 16, 1 / 16 / 2, 1 / 16),
+        ("library", 0.02, 0.02, 0.02),
+    ],
+)
+def test_how_weights_start(start, content, branch, others):
+    model = build("latents_and_window", {**SHAPE, "hidden_size": 256}, {**LATENT, "start": start})
+    layer = model.model.layers[1]
+    expected = {
+        layer.latent_attention.input_to_latent.v_proj: content,
+        layer.latent_attention.input_to_latent.o_proj: content,
+        layer.latent_attention.latent_to_input.o_proj: branch,
+        layer.local_attention.o_proj: branch,
+        layer.local_attention.v_proj: others,
+        layer.mlp.up_proj: others,
+        model.lm_head: others,
+        model.model.embed_tokens: others,
+    }
+    for module, std in expected.items():
+        assert module.weight.std().item() == pytest.approx(std, rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -358,14 +358,15 @@ def test_weights_offloaded_by_accelerate_give_the_same_logits(where, tmp_path):
 
 WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_latents": 64, "initializer_range": 0.03}
 UNIT = 256**-0.5
-RESIDUAL = 0.03 / 2  # two layers: 1 / sqrt(2 * 2)
+BRANCH = 0.03 / 6**0.5  # two layers of three branches
 STD = {
     r"latents": 1.0,
-    r"(input_to_latent|latent_to_input)\.[qk]_proj\.weight": UNIT,
-    r"(local_attention|latent_to_input)\.o_proj\.weight|down_proj\.weight": RESIDUAL,
-    r"v_proj\.weight|(input_to_latent|latent_self)\.o_proj\.weight": 0.03,
-    r"(local_attention|latent_self)\.[qk]_proj\.weight|(gate_proj|up_proj|embed_tokens|lm_head)\.weight": 0.03,
-    r"token_conv\.weight": 0.5,
+    r"[qkv]_proj\.weight|(input_to_latent|latent_self)\.o_proj\.weight|(gate|up)_proj\.weight": UNIT,
+    r"(local_attention|latent_to_input)\.o_proj\.weight": BRANCH * UNIT,
+    r"down_proj\.weight": BRANCH * 512**-0.5,
+    r"(embed_tokens|lm_head)\.weight": 0.03,
+    r"latent_attention\.token_conv\.weight": 4**-0.5,
+    r"local_attention\.token_conv\.weight": 3**-0.5,
     r"bias": 0.0,
 }
 

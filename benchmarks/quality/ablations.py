@@ -16,8 +16,8 @@
     python -m benchmarks.quality.ablations                           # reduced, for two CPU cores
     python -m benchmarks.quality.ablations --form full --minutes 9   # one GPU; again until it is finished
 
-One part differs from the base in each row. The last rows change only how compression's content is drawn at the start;
-the base draws it large (`scale_content`), the package as the last row says.
+One part differs from the base in each row; the base is as the ready-made configurations. The last rows change only how
+weights are drawn at the start (`models.redraw`).
 """
 
 from . import figures, language_model, mqar
@@ -36,13 +36,17 @@ VARIANTS = {
     "latents in every second layer": {"latents_every": 2},
     "local attention in the own chunk only": {"own_chunk_only": True},
     "no local attention": {"local_attention": False},
-    "no convolution": {"conv_kernel_size": 0},
-    "content: only values at 1/√fan-in": {"value_scale": "values"},
-    "content: all at initializer_range": {"value_scale": "initializer_range"},
+    "no convolution": {"conv_kernel_size": 0, "local_conv_kernel_size": 0},
+    "no convolution before local attention": {"local_conv_kernel_size": 0},
+    "no convolution before the memory": {"conv_kernel_size": 0},
+    "convolutions of 2 tokens": {"conv_kernel_size": 2, "local_conv_kernel_size": 2},
+    "start: content at 0.02": {"start": "small_content"},
+    "start: branches as large as in GPT-2": {"start": "large_branches"},
+    "start: all at 0.02, as in transformers": {"start": "library"},
 }
-SLOW = ("four times the latents", "chunks half as long")  # left out of the reduced form
+# Left out of the reduced form.
+SLOW = ("twice the latents", "four times the latents", "chunks half as long", "chunks twice as long")
 TASKS = {"mqar": mqar, "language_model": language_model}
-BASE = {"value_scale": "values_and_outputs"}
 FORMS = {
     "full": {
         "mqar": {**mqar.FORMS["full"], "lengths_and_pairs": [(128, 8)], "widths": [64], "learning_rates": (2.2e-3,)},
@@ -72,7 +76,7 @@ def settings_of(variant: str, base: dict) -> dict:
     """The base with one part changed. Numbers of latents and chunk sizes in `VARIANTS` are multiples of the base's."""
     changed = VARIANTS[variant]
     sizes = {name: int(size * changed.get(name, 1)) for name, size in base.items()}
-    return {**BASE, **{name: value for name, value in changed.items() if name not in base}, **sizes}
+    return {**{name: value for name, value in changed.items() if name not in base}, **sizes}
 
 
 def points(form: dict, task: str) -> list[dict]:

@@ -27,7 +27,7 @@ from torch.nn.functional import cross_entropy
 from modeling_latent import LatentAttention, LatentAttentionConfig
 
 from . import figures
-from .models import UnrefinedLatentAttention, scale_content
+from .models import UnrefinedLatentAttention
 from .training import Job, train
 from .units import measure
 
@@ -65,7 +65,7 @@ FORMS = {
 class Recall(nn.Module):
     """Embeddings, one latent attention and a head: `(B, P)` keys, values and queries to logits `(B, P, VALUES)`."""
 
-    def __init__(self, pairs: int, num_latents: int, refinement: bool, value_scale: str):
+    def __init__(self, pairs: int, num_latents: int, refinement: bool):
         super().__init__()
         config = LatentAttentionConfig(
             hidden_size=WIDTH,
@@ -74,10 +74,10 @@ class Recall(nn.Module):
             num_latents=num_latents,
             chunk_size=pairs,
             conv_kernel_size=0,
+            initializer_range=1.0,  # the size of the embeddings below
         )
         self.keys, self.values = nn.Embedding(KEYS, WIDTH), nn.Embedding(VALUES, WIDTH)
         self.attention = (LatentAttention if refinement else UnrefinedLatentAttention)(config)
-        scale_content(self, value_scale)
         self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, VALUES)
 
     def forward(self, keys: torch.Tensor, values: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
@@ -121,7 +121,7 @@ def points(form: dict) -> list[dict]:
             **recipe,
             "pairs": pairs,
             "refinement": refinement,
-            "settings": {"num_latents": count, "value_scale": "values"},
+            "settings": {"num_latents": count},
         }
         for count in form["num_latents"]
         for refinement in (True, False)

@@ -64,7 +64,7 @@ def latents_and_window(
     refinement: bool = True,
     latents_every: int = 1,
     own_chunk_only: bool = False,
-    value_scale: str = "initializer_range",
+    start: str = "package",
     **config,
 ) -> PreTrainedModel:
     """
@@ -75,10 +75,10 @@ def latents_and_window(
         refinement: whether step 2 is there.
         latents_every: 2 leaves the latents out of every second layer, the first among them.
         own_chunk_only: whether local attention stops at the start of the chunk.
-        value_scale: how content is drawn, see `scale_content`.
+        start: how weights are drawn, see `redraw`.
         config: fields of the configuration.
     """
-    model = LatentAttentionForCausalLM(LatentAttentionConfig(**shape, **config))
+    model = LatentAttentionForCausalLM(our_config(shape, **config))
     for index, layer in enumerate(model.model.layers):
         if not refinement:
             layer.latent_attention = UnrefinedLatentAttention(model.config)
@@ -86,22 +86,35 @@ def latents_and_window(
             layer.latent_attention = NoLatentAttention()
         if own_chunk_only:
             layer.local_attention.__class__ = OwnChunkAttention
-    scale_content(model, value_scale)
+    redraw(model, start)
     return model
 
 
-def scale_content(model: nn.Module, value_scale: str) -> None:
-    """Redraw how compression carries content into the latents, which starts at `initializer_range` in the package.
+def our_config(shape: dict, **config) -> LatentAttentionConfig:
+    """As the ready-made configurations: two convolutions where there are two attentions, embeddings at 1/√width."""
+    kernel = 4 if config.get("local_attention", True) else 0
+    chosen = {"local_conv_kernel_size": kernel, "initializer_range": shape["hidden_size"] ** -0.5}
+    return LatentAttentionConfig(**{**shape, **chosen, **config})
 
-    `values`: `v_proj` at 1 / sqrt(fan in), so that values have unit variance; `values_and_outputs`: `o_proj` too, so
-    that what is added to a latent that reads a single token has the size of the latent.
+
+@torch.no_grad()
+def redraw(model: PreTrainedModel, start: str) -> None:
     """
-    redrawn = {"initializer_range": (), "values": ("v_proj",), "values_and_outputs": ("v_proj", "o_proj")}[value_scale]
-    for module in model.modules():
-        if isinstance(module, LatentAttention):
-            for name in redrawn:
-                linear = getattr(module.input_to_latent, name)
-                nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+    Start otherwise than the package does (`init_weights`).
+
+    `small_content`: what compression adds to the latents is drawn with standard deviation 0.02. `large_branches`: what
+    layers add to the token stream, smaller with their number alone, as in GPT-2. `library`: everything but the
+    convolutions and latents with 0.02, as is usual in transformers.
+    """
+    for name, module in model.named_modules():
+        if not isinstance(module, (nn.Linear, nn.Embedding)):
+            continue
+        into_stream = name.endswith(("down_proj", "local_attention.o_proj", "latent_to_input.o_proj"))
+        content = name.endswith(("input_to_latent.v_proj", "input_to_latent.o_proj"))
+        if start == "library" or (start == "small_content" and content):
+            nn.init.normal_(module.weight, std=0.02)
+        elif start == "large_branches" and into_stream:
+            module.weight.mul_((1.5 * module.in_features) ** 0.5)  # of 3 branches in a layer to 2, without the fan in
 
 
 def latents(shape: dict, **settings) -> PreTrainedModel:
@@ -110,7 +123,7 @@ def latents(shape: dict, **settings) -> PreTrainedModel:
 
 def window(shape: dict, chunk_size: int) -> PreTrainedModel:
     """The same model without its latents, in any layer."""
-    model = LatentAttentionForCausalLM(LatentAttentionConfig(**shape, num_latents=1, chunk_size=chunk_size))
+    model = LatentAttentionForCausalLM(our_config(shape, num_latents=1, chunk_size=chunk_size))
     for layer in model.model.layers:
         layer.latent_attention = NoLatentAttention()
     return model

@@ -37,7 +37,6 @@ FULL_MODELS = [
     ("full_attention", {}),
     ("window", {}),
     *[("latents_and_window", {"num_latents": count}) for count in LATENTS],
-    *[("latents_and_window", {"num_latents": count, "value_scale": "values_and_outputs"}) for count in LATENTS],
     *[("mamba2", {"state_size": size}) for size in (8, 16, 32, 64, 128)],
     *[("gated_delta_net", {"key_dim": size}) for size in (8, 16, 32, 64)],
     *[("gated_slot_attention", {"num_slots": count}) for count in LATENTS],
@@ -45,8 +44,7 @@ FULL_MODELS = [
 REDUCED_MODELS = [
     ("full_attention", {}),
     ("window", {}),
-    ("latents_and_window", {"num_latents": 16}),
-    *[("latents_and_window", {"num_latents": count, "value_scale": "values_and_outputs"}) for count in (4, 16, 32)],
+    *[("latents_and_window", {"num_latents": count}) for count in (4, 16, 32)],
     ("mamba2", {"state_size": 16}),
     ("gated_delta_net", {"key_dim": 32}),
 ]

@@ -41,7 +41,6 @@ MODELS = [
     ("full_attention", {}),
     ("window", {"chunk_size": 16}),
     ("latents_and_window", {"num_latents": 16, "chunk_size": 16}),
-    ("latents_and_window", {"num_latents": 16, "chunk_size": 16, "value_scale": "values_and_outputs"}),
     ("mamba2", {"state_size": 16}),
 ]
 FORMS = {
@@ -55,7 +54,7 @@ FORMS = {
         "learning_rates": (3e-4, 1e-3, 3e-3),
         "models": [
             *MODELS,
-            ("latents", {"num_latents": 16, "chunk_size": 16, "value_scale": "values_and_outputs"}),
+            ("latents", {"num_latents": 16, "chunk_size": 16}),
             ("gated_delta_net", {"key_dim": 64}),
             ("gated_slot_attention", {"num_slots": 64}),
         ],

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from benchmarks import record
 
-from .figures import lines, name_of
+from .figures import NAMES, lines
 from .units import mean_and_deviation
 
 
@@ -42,7 +42,9 @@ def milliseconds(point: list[dict]) -> str:
 
 def sized_name(unit: dict) -> str:
     """`latents and window, 16`"""
-    return ", ".join([name_of(unit), *(str(unit["settings"][size]) for size in SIZES if size in unit["settings"])])
+    return ", ".join(
+        [NAMES[unit["model"]], *(str(unit["settings"][size]) for size in SIZES if size in unit["settings"])]
+    )
 
 
 def mqar(result: dict) -> list[list[str]]:
