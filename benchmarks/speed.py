@@ -209,6 +209,14 @@ def prefill(bench: Bench, lengths: tuple[int, ...], few: tuple[int, ...] = ()) -
     by_length(bench, "prefill", lengths, few, lambda model, input_ids: partial(forward, model, input_ids))
 
 
+def prefill_growth(bench: Bench, lengths: tuple[int, ...]) -> None:
+    """Prefill of ours alone. Lengths take turns, so that a drift of the machine meets all of them."""
+    model = bench.model(OURS)
+    calls = {length: partial(forward, model, bench.token_ids(1, length)) for length in lengths}
+    for length, point in interleaved(calls, bench.device, bench.seconds).items():
+        bench.note("prefill growth", length, {OURS: point})
+
+
 def training(bench: Bench, lengths: tuple[int, ...], few: tuple[int, ...] = ()) -> None:
     by_length(bench, "training", lengths, few, lambda model, input_ids: partial(training_step(model), input_ids))
 
@@ -372,8 +380,9 @@ def cpu_small(bench: Bench) -> None:
     training(bench, (16384,))  # last, as it takes most of the memory
 
 
-def cpu_memory(bench: Bench) -> None:
-    """A part of its own: the longer row needs nearly all memory that is left beside this process."""
+def cpu_growth(bench: Bench) -> None:
+    """A part of its own: the longer row of training needs nearly all memory that is left beside this process."""
+    prefill_growth(bench, (4096, 16384))
     training_memory(bench, (4096, 16384), names=(OURS,))
 
 
@@ -384,6 +393,7 @@ def cpu_tiny(bench: Bench) -> None:
 def cuda_prefill_decode(bench: Bench) -> None:
     few = (1024, 4096)
     prefill(bench, (1024, 4096, 16384, 65536), few)
+    prefill_growth(bench, (4096, 16384))
     decode(bench, (1024, 8192, 32768), few=(1024,))
     decode_throughput(bench, 32768, batches=(2048, 1536, 1024, 768, 512, 256, 128, 96, 64, 48, 32, 16, 8))
 
@@ -402,7 +412,7 @@ def cuda_limits(bench: Bench) -> None:
 
 # Name of the configuration and what is measured with it, by device and part.
 PLANS = {
-    "cpu": [[("latent-tiny", cpu_tiny), ("latent-60m", cpu_small)], [("latent-60m", cpu_memory)]],
+    "cpu": [[("latent-tiny", cpu_tiny), ("latent-60m", cpu_small)], [("latent-60m", cpu_growth)]],
     "cuda": [[("latent-1b", cuda_prefill_decode)], [("latent-135m", cuda_training)], [("latent-1b", cuda_limits)]],
 }
 SECONDS, LIMIT = {"cpu": 60, "cuda": 10}, {"cpu": 60, "cuda": 20}

@@ -132,6 +132,14 @@ def test_time_by_length(measure):
     assert {entry["model"] for entry in bench.result["left_out"]} == set(PEERS) - {FULL}
 
 
+def test_growth_of_prefill_is_that_of_ours():
+    bench = tiny_bench()
+    speed.prefill_growth(bench, (8, 16))
+    points = bench.result["prefill growth"]
+    assert set(points) == {OURS} and set(points[OURS]) == {"8", "16"}
+    assert all(point["seconds"] > 0 for point in points[OURS].values())
+
+
 def test_a_slow_model_is_left_out_at_greater_lengths():
     bench = tiny_bench((FULL,))
     bench.limit = 0
@@ -215,7 +223,7 @@ def tiny_result() -> dict:
     ours = {str(length): {"seconds": 2.0, "bytes": 2} for length in lengths}
     llama = {str(length): {"seconds": length / 4096, "bytes": length // 1024} for length in lengths}
     points = {OURS: ours, FULL: llama, MAMBA: {"1024": {"seconds": 1.0, "bytes": 1}}}
-    names = ("decode", "prefill", "training", "cache")
+    names = ("decode", "prefill", "prefill growth", "training", "cache")
     return {"models": {"latent-60m": {**{name: points for name in names}, "state_bytes": 2}}}
 
 
