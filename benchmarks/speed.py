@@ -44,6 +44,7 @@ from timing import (
     copy_bandwidth,
     in_fresh_process,
     interleaved,
+    keep_freed_memory,
     matmul_peak,
     memory_now,
     memory_peak,
@@ -211,6 +212,7 @@ def prefill(bench: Bench, lengths: tuple[int, ...], few: tuple[int, ...] = ()) -
 
 def prefill_growth(bench: Bench, lengths: tuple[int, ...]) -> None:
     """Prefill of ours alone. Lengths take turns, so that a drift of the machine meets all of them."""
+    keep_freed_memory()
     model = bench.model(OURS)
     calls = {length: partial(forward, model, bench.token_ids(1, length)) for length in lengths}
     for length, point in interleaved(calls, bench.device, bench.seconds).items():

@@ -13,6 +13,7 @@
 # limitations under the License.
 """How time and memory are measured, on a CPU and on a CUDA device."""
 
+import ctypes
 import multiprocessing
 import statistics
 import time
@@ -25,6 +26,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 MOST_ROUNDS = 7
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def timed(call: Callable, device: str) -> float:
@@ -64,6 +66,17 @@ def interleaved(calls: dict[str, Callable], device: str, seconds: float) -> dict
                 torch.cuda.empty_cache()
     counted = rounds[1:] or rounds
     return {name: summary([times[name] for times in counted]) for name in calls}
+
+
+def keep_freed_memory() -> None:
+    """
+    From now on the C library keeps what is freed, where it would give blocks above 32 MiB back to the system, which
+    clears them page by page when they are asked for again: time that jumps with the size of a tensor.
+    """
+    mallopt = ctypes.CDLL(None).mallopt
+    for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)):
+        if not mallopt(parameter, value):
+            raise OSError(f"`mallopt({parameter}, {value})` failed: this needs glibc.")
 
 
 def in_fresh_process(function: Callable, *arguments):
