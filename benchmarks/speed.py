@@ -212,7 +212,6 @@ def prefill(bench: Bench, lengths: tuple[int, ...], few: tuple[int, ...] = ()) -
 
 def prefill_growth(bench: Bench, lengths: tuple[int, ...]) -> None:
     """Prefill of ours alone. Lengths take turns, so that a drift of the machine meets all of them."""
-    keep_freed_memory()
     model = bench.model(OURS)
     calls = {length: partial(forward, model, bench.token_ids(1, length)) for length in lengths}
     for length, point in interleaved(calls, bench.device, bench.seconds).items():
@@ -438,6 +437,8 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(
             f"--part is {arguments.part} but must be from 1 to {len(plan)}, the parts for {arguments.device}."
         )
+    if arguments.device == "cpu":
+        keep_freed_memory()
     gsa, why = gsa_or_why_not(arguments.device)
     result = {"seed": SEED, "seconds": SECONDS, "limit": LIMIT, "GSA": why, "parts": {}, "models": {}}
     if arguments.part > 1:
