@@ -111,8 +111,8 @@ class Bench:
         """Ours and Llama at every length, the other peers at `few`, and none for which the limit is exceeded."""
         names = []
         for name in self.configs:
-            points = self.result.get(measure, {}).get(name, {}).values()
-            slowest = max((point["seconds"] for point in points), default=0)
+            points = self.result.get(measure, {}).get(name, {}).items()
+            slowest = max((point["seconds"] for at, point in points if int(at) < length), default=0)
             if name not in (OURS, FULL) and length not in few:
                 self.leave_out(measure, length, name, "only Llama is measured at every length")
             elif slowest > self.limit:

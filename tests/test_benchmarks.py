@@ -148,6 +148,13 @@ def test_a_slow_model_is_left_out_at_greater_lengths():
     assert all("above the limit" in entry["why"] for entry in bench.result["left_out"])
 
 
+def test_a_length_that_was_slow_is_measured_again():
+    bench = tiny_bench((FULL,))
+    bench.result["prefill"] = {FULL: {"16": {"seconds": 2 * bench.limit}}}
+    speed.prefill(bench, (16,))
+    assert bench.result["prefill"][FULL]["16"]["seconds"] < bench.limit and not bench.result["left_out"]
+
+
 def test_what_was_left_out_can_be_measured_later():
     bench = tiny_bench((FULL,))
     for length in (8, 16):
