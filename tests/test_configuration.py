@@ -89,6 +89,11 @@ def test_a_bad_value_is_refused_with_field_value_and_what_is_allowed(field, valu
     assert allowed in message
 
 
+def test_a_convolution_in_front_of_nothing_is_refused():
+    with pytest.raises((ValueError, StrictDataclassError), match="`local_conv_kernel_size` is 3 but must be 0 where"):
+        tiny_config(local_attention=False, local_conv_kernel_size=3)
+
+
 @pytest.mark.parametrize("field", ["rope_parameters", "rope_scaling"])
 @pytest.mark.parametrize("rope_type", ["linear", "dynamic", "yarn", "longrope", "llama3", "unheard_of"])
 def test_scaled_rotary_embeddings_are_refused(rope_type, field):
