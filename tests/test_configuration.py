@@ -261,7 +261,7 @@ def test_every_folder_is_in_the_table():
 
 
 @pytest.mark.parametrize("name, parameters", [("latent-135m", "134,515,008"), ("latent-360m", "361,821,120")])
-def test_without_latent_attention_it_is_a_llama_of_the_same_shape(name, parameters):
+def test_without_latent_attention_and_convolution_it_is_a_llama_of_the_same_shape(name, parameters):
     config = AutoConfig.from_pretrained(README.parent / name)
     fields = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "tie_word_embeddings")
     heads = ("num_attention_heads", "num_key_value_heads", "head_dim")
@@ -269,7 +269,8 @@ def test_without_latent_attention_it_is_a_llama_of_the_same_shape(name, paramete
     with torch.device("meta"):
         llama = LlamaForCausalLM(llama_config)
     total, latent = summary.count_parameters(config)
-    assert total - latent == llama.num_parameters() == int(parameters.replace(",", ""))
+    conv = config.num_hidden_layers * config.hidden_size * (config.local_conv_kernel_size + 1)
+    assert total - latent - conv == llama.num_parameters() == int(parameters.replace(",", ""))
     assert parameters in README.read_text(encoding="utf-8")
 
 
