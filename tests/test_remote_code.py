@@ -251,7 +251,8 @@ def test_pipeline_gives_what_generate_gives(saved):
     ids = tokenizer(PROMPT, return_tensors="pt").input_ids
     tokens = model.generate(ids, max_new_tokens=9, do_sample=False)[0, ids.shape[1] :]
     assert len(tokens) == 9
-    assert complete(saved, trust_remote_code=True) == tokenizer.decode(tokens)
+    # The pipeline leaves special tokens out, padding among them, which random weights may well choose.
+    assert complete(saved, trust_remote_code=True) == tokenizer.decode(tokens, skip_special_tokens=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
