@@ -20,6 +20,7 @@ import torch
 
 from benchmarks import record
 from benchmarks.quality import ablations, capacity, language_model, mqar, passkey, tables, training, units
+from benchmarks.quality.changes import CHANGES
 from benchmarks.quality.models import (
     NoLatentAttention,
     build,
@@ -154,7 +155,8 @@ def test_window_alone_sees_only_the_window_and_continues_from_its_cache():
 
 
 def test_without_refinement_is_the_model_whose_refinement_adds_nothing():
-    unrefined, refined = (random_model("latents_and_window", **LATENT, refinement=on) for on in (False, True))
+    unrefined = random_model("latents_and_window", **LATENT, change="no refinement")
+    refined = random_model("latents_and_window", **LATENT)
     assert not any("latent_self" in name or "refine" in name for name, _ in unrefined.named_parameters())
     refined.load_state_dict(unrefined.state_dict(), strict=False)
     assert not torch.allclose(refined(ids(2, 20)).logits, unrefined(ids(2, 20)).logits, atol=1e-3)
@@ -164,7 +166,7 @@ def test_without_refinement_is_the_model_whose_refinement_adds_nothing():
 
 
 def test_latents_in_every_second_layer():
-    model = random_model("latents_and_window", **LATENT, latents_every=2)
+    model = random_model("latents_and_window", **LATENT, change="latents in every second layer")
     names = [name for name, _ in model.named_parameters() if "latent_attention" in name]
     assert names and all(name.startswith("model.layers.1.") for name in names)
     assert model(ids(2, 20)).logits.isfinite().all()
@@ -174,12 +176,30 @@ def test_own_chunk_attention_does_not_look_back():
     input_ids = ids(1, 8)
     changed = input_ids.clone()
     changed[0, 3] += 1
-    for own_chunk_only in (True, False):
-        model = random_model("latents_and_window", **LATENT, own_chunk_only=own_chunk_only, local_conv_kernel_size=0)
+    for change in ("local attention in the own chunk only", None):
+        model = random_model("latents_and_window", **LATENT, change=change, local_conv_kernel_size=0)
         for layer in model.model.layers:
             layer.latent_attention = NoLatentAttention()
         same = torch.allclose(model(changed).logits[:, 4:], model(input_ids).logits[:, 4:])
-        assert same == own_chunk_only
+        assert same == (change is not None)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_model_is_another_one_and_causal(change):
+    model, unchanged = (random_model("latents_and_window", **LATENT, change=name) for name in (change, None))
+    # What both have is equal, so that only the change itself makes a difference.
+    common = {name: tensor for name, tensor in unchanged.state_dict().items() if name in model.state_dict()}
+    model.load_state_dict(
+        {name: tensor for name, tensor in common.items() if tensor.shape == model.state_dict()[name].shape},
+        strict=False,
+    )
+    input_ids = ids(2, 21)
+    logits = model(input_ids).logits
+    assert not torch.allclose(logits, unchanged(input_ids).logits, atol=1e-3)
+    changed = input_ids.clone()
+    changed[:, 9] = (changed[:, 9] + 1) % SHAPE["vocab_size"]
+    torch.testing.assert_close(model(changed).logits[:, :9], logits[:, :9], rtol=0, atol=0)
+    assert not torch.allclose(model(changed).logits[:, 20], logits[:, 20], atol=1e-4)
 
 
 @pytest.mark.parametrize(

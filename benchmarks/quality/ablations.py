@@ -21,6 +21,7 @@ weights are drawn at the start (`models.redraw`).
 """
 
 from . import figures, language_model, mqar
+from .changes import CHANGES
 from .training import Job
 from .units import parse_arguments, sweep, write_table
 
@@ -32,9 +33,6 @@ VARIANTS = {
     "four times the latents": {"num_latents": 4},
     "chunks half as long": {"chunk_size": 1 / 2},
     "chunks twice as long": {"chunk_size": 2},
-    "no refinement": {"refinement": False},
-    "latents in every second layer": {"latents_every": 2},
-    "local attention in the own chunk only": {"own_chunk_only": True},
     "no local attention": {"local_attention": False},
     "no convolution": {"conv_kernel_size": 0, "local_conv_kernel_size": 0},
     "no convolution before local attention": {"local_conv_kernel_size": 0},
@@ -43,6 +41,7 @@ VARIANTS = {
     "start: content at 0.02": {"start": "small_content"},
     "start: branches as large as in GPT-2": {"start": "large_branches"},
     "start: all at 0.02, as in transformers": {"start": "library"},
+    **{change: {"change": change} for change in CHANGES},
 }
 # Left out of the reduced form.
 SLOW = ("twice the latents", "four times the latents", "chunks half as long", "chunks twice as long")

@@ -27,7 +27,7 @@ from torch.nn.functional import cross_entropy
 from modeling_latent import LatentAttention, LatentAttentionConfig
 
 from . import figures
-from .models import UnrefinedLatentAttention
+from .changes import UnrefinedLatentAttention
 from .training import Job, train
 from .units import measure
 

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The models that are compared, from the same widths, and the parts of latent attention taken away one by one.
+"""The models that are compared, from the same widths.
 
 A *shape* is what the library's configurations have in common: `vocab_size`, `hidden_size`, `intermediate_size`,
 `num_hidden_layers` and `num_attention_heads`. Peers come from transformers (or flash-linear-attention) with the
@@ -32,60 +32,28 @@ from transformers import (
 )
 
 from benchmarks.peers import NoLatentAttention
-from modeling_latent import LatentAttention, LatentAttentionConfig, LatentAttentionForCausalLM
-from modeling_latent.local_attention import LocalAttention
+from modeling_latent import LatentAttentionConfig, LatentAttentionForCausalLM
 
-
-class UnrefinedLatentAttention(LatentAttention):
-    """Without step 2: tokens read the latents as compression left them."""
-
-    def __init__(self, config: LatentAttentionConfig):
-        super().__init__(config)
-        del self.latent_self, self.refine_norm
-
-    def refine(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.latent_to_input.keys_values(self.readout_norm(latents))
-
-
-class OwnChunkAttention(LocalAttention):
-    """Local attention that does not look into the chunk before."""
-
-    def forward(self, hidden_states, layout, position_embeddings, attention_mask, cached=None):
-        own = torch.arange(attention_mask.shape[-1], device=attention_mask.device) >= self.config.chunk_size
-        return super().forward(hidden_states, layout, position_embeddings, attention_mask & own, cached)
+from .changes import CHANGES
 
 
 def full_attention(shape: dict) -> PreTrainedModel:
     return LlamaForCausalLM(LlamaConfig(**shape, pad_token_id=None))
 
 
-def latents_and_window(
-    shape: dict,
-    refinement: bool = True,
-    latents_every: int = 1,
-    own_chunk_only: bool = False,
-    start: str = "package",
-    **config,
-) -> PreTrainedModel:
+def latents_and_window(shape: dict, change: str | None = None, start: str = "package", **config) -> PreTrainedModel:
     """
     Latent attention beside local attention.
 
     Args:
         shape: see above.
-        refinement: whether step 2 is there.
-        latents_every: 2 leaves the latents out of every second layer, the first among them.
-        own_chunk_only: whether local attention stops at the start of the chunk.
+        change: of `CHANGES`, what is taken away or done otherwise.
         start: how weights are drawn, see `redraw`.
         config: fields of the configuration.
     """
     model = LatentAttentionForCausalLM(our_config(shape, **config))
-    for index, layer in enumerate(model.model.layers):
-        if not refinement:
-            layer.latent_attention = UnrefinedLatentAttention(model.config)
-        if (index + 1) % latents_every:
-            layer.latent_attention = NoLatentAttention()
-        if own_chunk_only:
-            layer.local_attention.__class__ = OwnChunkAttention
+    if change is not None:
+        CHANGES[change](model)
     redraw(model, start)
     return model
 
