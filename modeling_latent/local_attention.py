@@ -24,24 +24,27 @@ from .token_conv import convolve, make_token_conv
 
 
 def rotary_embedding(config: LatentAttentionConfig, length: int, like: torch.Tensor) -> torch.Tensor:
-    """Cosines and sines `(2, length, d)` of the rotary position embedding (Su et al. 2021) for a window's slots.
+    """Cosines and sines `(2, length, d / 2)` of the rotary position embedding (Su et al. 2021) for a window's slots.
 
     Made anew in each forward, a few thousand numbers: a buffer would have to survive every way of loading.
     """
     dtype = torch.promote_types(like.dtype, torch.float32)
     exponents = torch.arange(0, config.head_dim, 2, device=like.device, dtype=dtype) / config.head_dim
     frequencies = config.rope_parameters["rope_theta"] ** -exponents
-    angles = torch.arange(length, device=like.device, dtype=dtype)[:, None] * torch.cat([frequencies, frequencies])
+    angles = torch.arange(length, device=like.device, dtype=dtype)[:, None] * frequencies
     return torch.stack([angles.cos(), angles.sin()]).to(like.dtype)
 
 
 def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     first, second = states.chunk(2, dim=-1)
-    return states * cos + torch.cat([-second, first], dim=-1) * sin
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
 def window_positions(config: LatentAttentionConfig, layout: ChunkLayout, like: torch.Tensor) -> tuple:
-    """Rotary embeddings of queries, `(2, S, d)` or in a step `(2, B, 1, 1, 1, d)`, and keys, `(2, 2C or 3C, d)`."""
+    """
+    Cosines and sines for the queries, `(2, S, d / 2)` or in a step `(2, B, 1, 1, 1, d / 2)`, and for the keys,
+    `(2, 2C or 3C, d / 2)`.
+    """
     size = config.chunk_size
     table = rotary_embedding(config, (2 if config.is_causal else 3) * size, like)
     queries = table[:, layout.slot + size][:, :, None, None, None] if layout.is_step else table[:, size : 2 * size]
