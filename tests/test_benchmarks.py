@@ -187,6 +187,7 @@ def test_rounds_take_turns_and_the_first_is_warm_up():
     assert order == list("ab") * (timing.MOST_ROUNDS + 1)
     assert points["a"]["runs"] == timing.MOST_ROUNDS
     assert timing.interleaved(calls, "cpu", seconds=0)["b"]["runs"] == 1
+    assert order == list("ab") * (timing.MOST_ROUNDS + 3)  # a slow round is warm-up, too
 
 
 def test_what_does_not_fit_is_missing():
