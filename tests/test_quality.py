@@ -228,6 +228,12 @@ def test_how_weights_start(start, content, branch, others):
         assert module.weight.std().item() == pytest.approx(std, rel=0.05)
 
 
+def test_gated_delta_net_starts_with_a_memory():
+    model = build("gated_delta_net", {**SHAPE, "num_hidden_layers": 50}, {"key_dim": 4})
+    steps = torch.nn.functional.softplus(torch.cat([layer.linear_attn.dt_bias for layer in model.model.layers]))
+    assert 0.001 <= steps.min() < 0.002 and 0.05 < steps.max() <= 0.1  # of 100 draws, log-uniform
+
+
 @pytest.mark.parametrize(
     "model, settings", [("full_attention", {}), ("mamba2", {"state_size": 16}), ("latents", LATENT)]
 )

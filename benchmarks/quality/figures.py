@@ -31,6 +31,7 @@ matplotlib.rcParams["svg.hashsalt"] = "latent attention"  # the same numbers giv
 NAMES = {
     "full_attention": "full attention",
     "window": "window alone",
+    "whole_window": "window over everything",
     "latents": "latents alone",
     "latents_and_window": "latents and window",
     "mamba2": "Mamba-2",

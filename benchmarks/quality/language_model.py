@@ -41,6 +41,7 @@ LONGEST = 16  # times the length in training
 MODELS = [
     ("full_attention", {}),
     ("window", {}),
+    ("whole_window", {}),
     ("latents", {}),
     ("latents_and_window", {}),
     ("mamba2", {"state_size": 64}),
@@ -83,7 +84,7 @@ FORMS = {
         "batch_size": 2,
         "test_documents": 2,
         "learning_rates": (1e-3,),
-        "models": [MODELS[0], MODELS[3]],
+        "models": [("full_attention", {}), ("latents_and_window", {})],
     },
 }
 
@@ -189,6 +190,7 @@ def points(form: dict) -> list[dict]:
     shape, latent = base_shape(form), {"num_latents": form["num_latents"], "chunk_size": form["chunk_size"]}
     parameters = count_parameters("latents_and_window", shape, latent)
     given = {"latents": latent, "latents_and_window": latent, "window": {"chunk_size": form["chunk_size"]}}
+    given["whole_window"] = {"chunk_size": form["length"]}
     models = [(model, {**settings, **given.get(model, {})}) for model, settings in form["models"]]
     return [
         {

@@ -18,6 +18,8 @@ A *shape* is what the library's configurations have in common: `vocab_size`, `hi
 defaults of their configurations where nothing else is said here.
 """
 
+import math
+
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
@@ -97,6 +99,11 @@ def window(shape: dict, chunk_size: int) -> PreTrainedModel:
     return model
 
 
+def whole_window(shape: dict, chunk_size: int) -> PreTrainedModel:
+    """The same with a chunk as long as a text in training: full attention with our convolution, norms and start."""
+    return window(shape, chunk_size)
+
+
 def mamba2(shape: dict, state_size: int) -> PreTrainedModel:
     """Mamba-2 has no feed-forward layers, so `intermediate_size` has no effect."""
     shape = {name: shape[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers")}
@@ -108,7 +115,7 @@ def mamba2(shape: dict, state_size: int) -> PreTrainedModel:
 def gated_delta_net(shape: dict, key_dim: int) -> PreTrainedModel:
     """The linear layers of Qwen3-Next, each before a dense feed-forward layer instead of experts."""
     layers, heads = shape["num_hidden_layers"], shape["num_attention_heads"]
-    return Qwen3NextForCausalLM(
+    model = Qwen3NextForCausalLM(
         Qwen3NextConfig(
             **shape,
             layer_types=["linear_attention"] * layers,
@@ -119,6 +126,20 @@ def gated_delta_net(shape: dict, key_dim: int) -> PreTrainedModel:
             linear_value_head_dim=shape["hidden_size"] // heads,
         )
     )
+    for layer in model.model.layers:
+        keep_what_came_before(layer.linear_attn)
+    return model
+
+
+@torch.no_grad()
+def keep_what_came_before(layer: nn.Module, least: float = 0.001, most: float = 0.1) -> None:
+    """
+    Draw time steps log-uniformly between `least` and `most`, as the authors of gated delta net do
+    (`fla/layers/gated_deltanet.py`). Qwen3-Next's library class starts with steps of 1.3, at which a state has
+    forgotten everything within a token or two: it has only ever to load weights that were trained.
+    """
+    steps = torch.empty_like(layer.dt_bias).uniform_(math.log(least), math.log(most)).exp()
+    layer.dt_bias.copy_(steps + torch.log(-torch.expm1(-steps)))  # the inverse of softplus
 
 
 def gated_slot_attention(shape: dict, num_slots: int) -> PreTrainedModel:
@@ -134,6 +155,7 @@ BUILDERS = {
     for build in (
         full_attention,
         window,
+        whole_window,
         latents,
         latents_and_window,
         mamba2,

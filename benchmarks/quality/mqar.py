@@ -36,6 +36,7 @@ LATENTS = [4, 8, 16, 32, 64, 128]
 FULL_MODELS = [
     ("full_attention", {}),
     ("window", {}),
+    ("whole_window", {}),
     *[("latents_and_window", {"num_latents": count}) for count in LATENTS],
     *[("mamba2", {"state_size": size}) for size in (8, 16, 32, 64, 128)],
     *[("gated_delta_net", {"key_dim": size}) for size in (8, 16, 32, 64)],
@@ -44,6 +45,7 @@ FULL_MODELS = [
 REDUCED_MODELS = [
     ("full_attention", {}),
     ("window", {}),
+    ("whole_window", {}),
     *[("latents_and_window", {"num_latents": count}) for count in (4, 16)],
     ("mamba2", {"state_size": 16}),
     ("gated_delta_net", {"key_dim": 32}),
@@ -178,14 +180,14 @@ def recipe_of(form: dict) -> dict:
 
 
 def points(form: dict) -> list[dict]:
-    """What a form measures, without learning rates and seeds. Chunks grow with the sequence: 8 tokens for 64, 128."""
+    """What a form measures, without learning rates and seeds."""
     return [
         {
             **recipe_of(form),
             "length": length,
             "pairs": pairs,
             "model": model,
-            "settings": with_chunks(model, settings, max(8, length // 16)),
+            "settings": {**settings, **chunks_of(model, length)},
             "shape": shape_of(width, form["vocab_size"]),
         }
         for width in form["widths"]
@@ -194,8 +196,10 @@ def points(form: dict) -> list[dict]:
     ]
 
 
-def with_chunks(model: str, settings: dict, chunk_size: int) -> dict:
-    return {**settings, "chunk_size": chunk_size} if model in ("window", "latents_and_window") else settings
+def chunks_of(model: str, length: int) -> dict:
+    """They grow with the sequence, and are of 8 tokens for 64 and 128."""
+    short = {"chunk_size": max(8, length // 16)}
+    return {"window": short, "latents_and_window": short, "whole_window": {"chunk_size": length}}.get(model, {})
 
 
 def score(unit: dict) -> float:
