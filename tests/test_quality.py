@@ -244,6 +244,18 @@ def test_models_are_matched_in_parameters(model, settings):
     assert found == pytest.approx(wanted, rel=0.05)
 
 
+def test_latents_can_learn_at_a_rate_of_their_own():
+    model = build("latents_and_window", SHAPE, {**LATENT, "latents_rate": 10.0})
+    optimizer, _ = training.make_optimizer(model, learning_rate=0.1, steps=5)
+    groups = [(group["initial_lr"], group["weight_decay"], group["params"]) for group in optimizer.param_groups]
+    fast = [parameter for rate, _, parameters in groups for parameter in parameters if rate == 1.0]
+    assert {id(parameter) for parameter in fast} == {
+        id(layer.latent_attention.latents) for layer in model.model.layers
+    }
+    assert all((decay > 0) == (p.ndim >= 2) for _, decay, parameters in groups for p in parameters)
+    assert sum(len(parameters) for *_, parameters in groups) == len(list(model.parameters()))
+
+
 def test_an_interrupted_training_goes_on_as_if_nothing_had_been(tmp_path, monkeypatch):
     def trained(checkpoint: str, interrupt_at: int | None) -> torch.Tensor:
         torch.manual_seed(0)

@@ -41,10 +41,12 @@ VARIANTS = {
     "start: content at 0.02": {"start": "small_content"},
     "start: branches as large as in GPT-2": {"start": "large_branches"},
     "start: all at 0.02, as in transformers": {"start": "library"},
+    "latents learn 10 times as fast": {"latents_rate": 10.0},
+    "latents learn a tenth as fast": {"latents_rate": 0.1},
     **{change: {"change": change} for change in CHANGES},
 }
 # Left out of the reduced form.
-SLOW = ("twice the latents", "four times the latents", "chunks half as long", "chunks twice as long")
+SLOW = ("four times the latents", "chunks half as long")
 TASKS = {"mqar": mqar, "language_model": language_model}
 FORMS = {
     "full": {
@@ -55,7 +57,7 @@ FORMS = {
         "variants": list(VARIANTS),
     },
     "reduced": {
-        "mqar": {**mqar.FORMS["reduced"], "examples": 20_480},
+        "mqar": {**mqar.FORMS["reduced"], "vocab_size": 256, "examples": 12_800, "batch_size": 32},
         "mqar_base": {"num_latents": 16, "chunk_size": 8},
         "language_model": {**language_model.FORMS["reduced"], "layers": 2, "steps": 120},
         "language_model_base": {"num_latents": 16, "chunk_size": 32},

@@ -43,7 +43,9 @@ def full_attention(shape: dict) -> PreTrainedModel:
     return LlamaForCausalLM(LlamaConfig(**shape, pad_token_id=None))
 
 
-def latents_and_window(shape: dict, change: str | None = None, start: str = "package", **config) -> PreTrainedModel:
+def latents_and_window(
+    shape: dict, change: str | None = None, start: str = "package", latents_rate: float = 1.0, **config
+) -> PreTrainedModel:
     """
     Latent attention beside local attention.
 
@@ -51,12 +53,16 @@ def latents_and_window(shape: dict, change: str | None = None, start: str = "pac
         shape: see above.
         change: of `CHANGES`, what is taken away or done otherwise.
         start: how weights are drawn, see `redraw`.
+        latents_rate: multiple of the learning rate at which the latents themselves learn.
         config: fields of the configuration.
     """
     model = LatentAttentionForCausalLM(our_config(shape, **config))
     if change is not None:
         CHANGES[change](model)
     redraw(model, start)
+    for layer in model.model.layers:
+        if hasattr(layer.latent_attention, "latents"):
+            layer.latent_attention.latents.rate = latents_rate
     return model
 
 

@@ -63,14 +63,14 @@ FORMS = {
         "models": FULL_MODELS,
     },
     "reduced": {
-        "vocab_size": 256,
+        "vocab_size": 1024,
         "lengths_and_pairs": [(64, 4)],
         "widths": [64],
-        "examples": 32_000,
+        "examples": 44_800,
         "passes": 1,
         "batch_size": 64,
         "test_examples": 512,
-        "learning_rates": (2.2e-3,),
+        "learning_rates": (3e-3,),
         "models": REDUCED_MODELS,
     },
     "smoke": {

@@ -38,12 +38,17 @@ class Job:
 
 
 def make_optimizer(model: nn.Module, learning_rate: float, steps: int):
-    """AdamW with weight decay on matrices only, and a cosine schedule after a warmup over a tenth of the steps."""
-    groups = [
-        {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": WEIGHT_DECAY},
-        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS)
+    """
+    AdamW with weight decay on matrices only, and a cosine schedule after a warmup over a tenth of the steps. A
+    parameter with an attribute `rate` learns at so many times the learning rate.
+    """
+    groups: dict[tuple[float, float], list] = {}
+    for parameter in model.parameters():
+        decay, rate = WEIGHT_DECAY * (parameter.ndim >= 2), learning_rate * getattr(parameter, "rate", 1.0)
+        groups.setdefault((decay, rate), []).append(parameter)
+    optimizer = torch.optim.AdamW(
+        [{"params": group, "weight_decay": decay, "lr": rate} for (decay, rate), group in groups.items()], betas=BETAS
+    )
     return optimizer, get_cosine_schedule_with_warmup(optimizer, math.ceil(WARMUP * steps), steps)
 
 
