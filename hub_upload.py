@@ -62,7 +62,7 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 CARD_TEMPLATE = PROJECT / "hub_card_template.md"
 CARD_FIELDS = (
     *("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"),
-    *("head_dim", "num_latents", "chunk_size", "conv_kernel_size", "local_attention", "local_conv_kernel_size"),
+    *("head_dim", "num_latents", "chunk_size", "conv_kernel_size", "local_attention", "mlp_conv_kernel_size"),
     *("norm_type", "vocab_size"),
 )
 CARD_CONTEXTS = (4_096, 32_768, 131_072)

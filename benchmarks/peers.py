@@ -50,7 +50,6 @@ SMALL = {
     "num_key_value_heads": 2,
     "num_latents": 64,
     "chunk_size": 128,
-    "local_conv_kernel_size": 4,
     "tie_word_embeddings": True,
 }
 

@@ -29,7 +29,6 @@ class WindowState(NamedTuple):
 
     keys: torch.Tensor  # (B, Hkv, 2C, d)
     values: torch.Tensor  # (B, Hkv, 2C, d)
-    conv_inputs: torch.Tensor | None  # (B, K - 1, D), the last normed tokens
 
 
 class MemoryState(NamedTuple):
@@ -48,18 +47,19 @@ class LatentState(NamedTuple):
     """The state of one layer.
 
     A forward over a grid of chunks makes one with a dimension of chunks after the batch, of which `state_at` picks
-    the one that the last token is in. There `conv_inputs` are `(B, K - 1 + N C, D)`, all of them.
+    the one that the last token is in. There inputs of convolutions are `(B, K - 1 + N C, D)`, all of them.
     """
 
     window: WindowState | None
     memory: MemoryState
+    mlp_conv_inputs: torch.Tensor | None  # (B, K - 1, D), the last normed tokens
     tokens_seen: torch.Tensor  # (B,), of the sequence in progress
 
 
 def state_fields(config: LatentAttentionConfig) -> dict:
     """What of a configuration decides the shapes of a state."""
     names = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "num_latents", "chunk_size")
-    names = (*names, "conv_kernel_size", "local_conv_kernel_size", "local_attention")
+    names = (*names, "conv_kernel_size", "mlp_conv_kernel_size", "local_attention")
     return {name: getattr(config, name) for name in names}
 
 
@@ -108,15 +108,14 @@ def state_at(states: LatentState, ends: torch.Tensor, seen: torch.Tensor, chunk_
     if window is not None:
         before = (seen > chunk_size)[:, None].expand_as(in_progress)
         kept = torch.cat([before, in_progress], 1)  # (B, 2C)
-        conv_inputs = last_inputs(window.conv_inputs, slots, ends, seen)
-        window = WindowState(pick(window.keys, kept), pick(window.values, kept), conv_inputs)
+        window = WindowState(pick(window.keys, kept), pick(window.values, kept))
     memory = MemoryState(
         pick(memory.keys, in_progress),
         pick(memory.values, in_progress),
         *(pick(tensor) for tensor in memory[2:6]),
         last_inputs(memory.conv_inputs, slots, ends, seen),
     )
-    return LatentState(window, memory, seen)
+    return LatentState(window, memory, last_inputs(states.mlp_conv_inputs, slots, ends, seen), seen)
 
 
 class LatentAttentionCacheLayer(CacheLayerMixin):

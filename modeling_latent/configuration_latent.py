@@ -52,8 +52,7 @@ class LatentAttentionConfig(PreTrainedConfig):
             local attention reaches between C and 2C - 1 tokens back.
         conv_kernel_size (`int`, defaults to 4): Tokens that the causal depthwise convolution in front of the memory
             spans; 0 for none.
-        local_conv_kernel_size (`int`, defaults to 0): The same for a convolution in front of local attention; the
-            ready-made configurations have 4.
+        mlp_conv_kernel_size (`int`, defaults to 4): The same for a convolution in front of the MLP.
         local_attention (`bool`, defaults to `True`): Whether a layer also has windowed self-attention (latent
             attention then augments it) or not (latent attention replaces it).
         is_causal (`bool`, defaults to `True`): Language model, or bidirectional encoder.
@@ -106,7 +105,7 @@ class LatentAttentionConfig(PreTrainedConfig):
     num_latents: int = 64
     chunk_size: int = 64
     conv_kernel_size: int = 4
-    local_conv_kernel_size: int = 0
+    mlp_conv_kernel_size: int = 4
     local_attention: bool = True
     is_causal: bool = True
     hidden_act: str = "silu"
@@ -167,13 +166,8 @@ class LatentAttentionConfig(PreTrainedConfig):
         """Part of `@strict`-powered validation: runs when the configuration is made."""
         for field in POSITIVE_FIELDS:
             self._require(getattr(self, field) >= 1, field, "an integer of at least 1")
-        for field in ("conv_kernel_size", "local_conv_kernel_size"):
+        for field in ("conv_kernel_size", "mlp_conv_kernel_size"):
             self._require(getattr(self, field) >= 0, field, "an integer of at least 0 (0: no convolution)")
-        self._require(
-            self.local_attention or self.local_conv_kernel_size == 0,
-            "local_conv_kernel_size",
-            "0 where `local_attention` is False: there is nothing in front of which it could be",
-        )
         self._require(
             self.num_attention_heads % self.num_key_value_heads == 0,
             "num_key_value_heads",
@@ -207,11 +201,11 @@ class LatentAttentionConfig(PreTrainedConfig):
         """Bytes of the whole cache, however many tokens it has seen, for a model that computes in `dtype`."""
         size, statistics_size = dtype.itemsize, max(dtype.itemsize, torch.float32.itemsize)
         token = 2 * self.num_key_value_heads * self.head_dim * size  # keys and values of one token or latent
-        local_conv = max(self.local_conv_kernel_size - 1, 0) * self.hidden_size * size
-        window = 2 * self.chunk_size * token + local_conv if self.local_attention else 0
+        window = 2 * self.chunk_size * token if self.local_attention else 0
         memory = (self.chunk_size + self.num_latents) * token
         statistics = self.num_attention_heads * self.num_latents * (1 + self.head_dim) * statistics_size
-        conv = max(self.conv_kernel_size - 1, 0) * self.hidden_size * size
+        spans = (max(kernel - 1, 0) for kernel in (self.conv_kernel_size, self.mlp_conv_kernel_size))
+        conv = sum(spans) * self.hidden_size * size
         tokens_seen = torch.int64.itemsize
         return batch_size * self.num_hidden_layers * (window + memory + statistics + conv + tokens_seen)
 

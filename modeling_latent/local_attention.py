@@ -20,7 +20,6 @@ from .attention import MultiHeadAttention, attention_mask_of, branch_size, take_
 from .cache_latent import WindowState, update_rows, write_slot
 from .chunk_layout import ChunkLayout
 from .configuration_latent import LatentAttentionConfig
-from .token_conv import convolve, make_token_conv
 
 
 def rotary_embedding(config: LatentAttentionConfig, length: int, like: torch.Tensor) -> torch.Tensor:
@@ -78,7 +77,6 @@ class LocalAttention(MultiHeadAttention):
 
     def __init__(self, config: LatentAttentionConfig):
         super().__init__(config, output_size=branch_size(config))
-        self.token_conv = make_token_conv(config.hidden_size, config.local_conv_kernel_size)
 
     def forward(
         self,
@@ -90,10 +88,8 @@ class LocalAttention(MultiHeadAttention):
     ) -> tuple[torch.Tensor, torch.Tensor | None, WindowState]:
         """
         `(R, N, S, D) -> (R, N, S, D)`, the weights, and the state: the windows `(R, N, Hkv, 2C, d)` that were
-        attended to, and what the convolution took in.
+        attended to.
         """
-        conv_inputs = None if cached is None else cached.conv_inputs
-        hidden_states, conv_inputs = convolve(self.token_conv, hidden_states, layout, conv_inputs)
         queries = self.queries(hidden_states)  # (R, N, H, S, d)
         keys, values = self.keys_values(hidden_states)  # (R, N, Hkv, S, d)
         if layout.is_step:
@@ -104,13 +100,13 @@ class LocalAttention(MultiHeadAttention):
         query_positions, key_positions = position_embeddings
         queries, keys = rotate(queries, *query_positions), rotate(keys, *key_positions)
         output, weights = super().forward(queries, keys, values, attention_mask)
-        return output, weights, WindowState(*states, conv_inputs)
+        return output, weights, WindowState(*states)
 
     def grid_windows(self, keys, values, layout: ChunkLayout, cached: WindowState | None) -> list[torch.Tensor]:
         """Keys and values of each chunk's window, `(R, N, Hkv, 2C or 3C, d)` each."""
         size = self.config.chunk_size
-        before = (None, None) if cached is None else (tensor[:, :, :size] for tensor in cached[:2])
-        own = (None, None) if cached is None else (tensor[:, :, size:] for tensor in cached[:2])
+        before = (None, None) if cached is None else (tensor[:, :, :size] for tensor in cached)
+        own = (None, None) if cached is None else (tensor[:, :, size:] for tensor in cached)
         return [
             self.neighbours(take_cached(new, mine, layout.filled), first)
             for new, mine, first in zip((keys, values), own, before, strict=True)
@@ -129,9 +125,9 @@ class LocalAttention(MultiHeadAttention):
         """One token's keys and values into the window, which moves on by a chunk in rows that enter one."""
         size = self.config.chunk_size
 
-        def move_on(window: tuple) -> tuple:
-            return tuple(nn.functional.pad(tensor[:, :, size:], (0, 0, 0, size)) for tensor in window)
+        def move_on(window: WindowState) -> WindowState:
+            return WindowState(*(nn.functional.pad(tensor[:, :, size:], (0, 0, 0, size)) for tensor in window))
 
-        window = update_rows(tuple(cached[:2]), layout, move_on)
+        window = update_rows(cached, layout, move_on)
         slot = layout.slot + size
         return [write_slot(old, slot, new[:, 0]) for old, new in zip(window, (keys, values), strict=True)]

@@ -14,11 +14,12 @@
 """
 Latent attention language models.
 
-A block is `x -> + local_attention(norm(x)) -> + latent_attention -> + mlp(norm)`. Notable:
+A block is `x -> + local_attention(norm(x)) -> + latent_attention -> + mlp(norm(x))`. Notable:
 
 - A few learnable latent vectors per layer are its memory, of a size that does not depend on the context's length.
 - Compression reads whole chunks only, so nothing leaks from the future; local attention covers the rest exactly.
 - No absolute positions: rotary embeddings turn by the slot in a window of two chunks. There is no maximum length.
+- Short convolutions put a token together with the few before it, for the memory and for the MLP (`token_conv.py`).
 - Padding, packing and continuation are one idea, the chunk layout (`chunk_layout.py`).
 - The prefix over chunks is exact, linear in time and memory (`prefix_statistics.py`).
 - The state is of constant size and can be rolled back exactly (`cache_latent.py`).
@@ -68,6 +69,7 @@ from .configuration_latent import LatentAttentionConfig
 from .latent_attention import LatentAttention, init_weights
 from .local_attention import LocalAttention, local_attention_mask, window_positions
 from .model_inputs import check_attention_mask, check_cache, packed_starts
+from .token_conv import convolve, make_token_conv
 
 
 # Not "…Attention…": in this file the library takes a module of such a name for an attention of its own making, and
@@ -75,13 +77,19 @@ from .model_inputs import check_attention_mask, check_cache, packed_starts
 class GatedMLP(nn.Module):
     def __init__(self, config: LatentAttentionConfig):
         super().__init__()
+        self.token_conv = make_token_conv(config.hidden_size, config.mlp_conv_kernel_size)
         self.gate_proj = make_linear(config.hidden_size, config.intermediate_size)
         self.up_proj = make_linear(config.hidden_size, config.intermediate_size)
         self.down_proj = make_linear(config.intermediate_size, config.hidden_size, size=branch_size(config))
         self.act_fn = ACT2FN[config.hidden_act]
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+    def forward(
+        self, hidden_states: torch.Tensor, layout: ChunkLayout, conv_inputs: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`(R, N, S, D) -> (R, N, S, D)`, and what the convolution took in, after the `conv_inputs` of a cache."""
+        hidden_states, conv_inputs = convolve(self.token_conv, hidden_states, layout, conv_inputs)
+        gated = self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states)
+        return self.down_proj(gated), conv_inputs
 
 
 class LatentAttentionDecoderLayer(GradientCheckpointingLayer):
@@ -107,17 +115,18 @@ class LatentAttentionDecoderLayer(GradientCheckpointingLayer):
     ) -> torch.Tensor:
         """`(R, N, S, D) -> (R, N, S, D)`; the cache's layer, if there is one, moves on."""
         cache_layer = None if past_key_values is None else past_key_values.layers[self.layer_idx]
-        window, memory, _ = (None,) * 3 if cache_layer is None or cache_layer.state is None else cache_layer.state
+        no_state = cache_layer is None or cache_layer.state is None
+        window, memory, conv_inputs, _ = (None,) * 4 if no_state else cache_layer.state
         if self.config.local_attention:
             attended, _, window = self.local_attention(
                 self.local_norm(hidden_states), layout, position_embeddings, attention_mask, window
             )
             hidden_states = hidden_states + attended
         hidden_states, memory = self.latent_attention(hidden_states, layout=layout, cached=memory)
-        hidden_states = hidden_states + self.mlp(self.mlp_norm(hidden_states))
+        transformed, conv_inputs = self.mlp(self.mlp_norm(hidden_states), layout, conv_inputs)
         if cache_layer is not None:
-            cache_layer.update(LatentState(window, memory, layout.seen[:, -1]), layout, self.config)
-        return hidden_states
+            cache_layer.update(LatentState(window, memory, conv_inputs, layout.seen[:, -1]), layout, self.config)
+        return hidden_states + transformed
 
 
 class LatentAttentionPreTrainedModel(PreTrainedModel):

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The causal depthwise convolution in front of an attention: a token together with what preceded it."""
+"""The causal depthwise convolution in front of memory and MLP: a token together with what preceded it."""
 
 import torch
 from torch import nn
@@ -81,7 +81,7 @@ def make_token_conv(hidden_size: int, kernel_size: int) -> TokenConv | None:
 def convolve(
     token_conv: TokenConv | None, tokens: torch.Tensor, layout: ChunkLayout, cached: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Tokens as an attention reads them, and what the convolution, if there is one, took in."""
+    """Tokens as a memory or an MLP reads them, and what the convolution, if there is one, took in."""
     return (tokens, None) if token_conv is None else token_conv(tokens, layout, cached)
 
 

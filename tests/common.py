@@ -21,9 +21,8 @@ from modeling_latent import LatentAttentionConfig, LatentAttentionForCausalLM
 def tiny_config(**overrides) -> LatentAttentionConfig:
     """
     Two layers, 16 wide, chunks of 4 tokens, 3 latents; heads differ in number, and convolutions in length. Without the
-    one in front of the memory there is none in front of local attention, either.
+    one in front of the memory there is none in front of the MLP, either.
     """
-    both = overrides.get("local_attention", True) and overrides.get("conv_kernel_size", 4)
     settings = {
         "vocab_size": 31,
         "hidden_size": 16,
@@ -33,7 +32,7 @@ def tiny_config(**overrides) -> LatentAttentionConfig:
         "num_key_value_heads": 2,
         "num_latents": 3,
         "chunk_size": 4,
-        "local_conv_kernel_size": 3 if both else 0,
+        "mlp_conv_kernel_size": 3 if overrides.get("conv_kernel_size", 4) else 0,
     }
     return LatentAttentionConfig(**{**settings, **overrides})
 

@@ -123,11 +123,11 @@ def local_attention(weights: dict, x, settings):
         window = (t // chunk - 1) * chunk
         return t - window, s - window
 
-    x = with_predecessors(weights, x, settings.local_conv_kernel_size)
     return attend(weights, x, x, settings, reads, position)
 
 
-def mlp(weights: dict, x):
+def mlp(weights: dict, x, settings):
+    x = with_predecessors(weights, x, settings.mlp_conv_kernel_size)
     gate = torch.nn.functional.silu(linear(weights, "gate_proj", x))
     return linear(weights, "down_proj", gate * linear(weights, "up_proj", x))
 
@@ -140,7 +140,7 @@ def hidden_states(weights: dict, x, settings):
             normed = norm(layer, "local_norm", x, settings)
             x = x + local_attention(below(layer, "local_attention"), normed, settings)
         x = latent_attention(below(layer, "latent_attention"), x, settings)
-        x = x + mlp(below(layer, "mlp"), norm(layer, "mlp_norm", x, settings))
+        x = x + mlp(below(layer, "mlp"), norm(layer, "mlp_norm", x, settings), settings)
     return norm(weights, "norm", x, settings)
 
 

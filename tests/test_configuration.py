@@ -52,7 +52,7 @@ BAD_VALUES = [
     ("chunk_size", 0, "an integer of at least 1"),
     ("chunk_size", -4, "an integer of at least 1"),
     ("conv_kernel_size", -1, "an integer of at least 0"),
-    ("local_conv_kernel_size", -1, "an integer of at least 0"),
+    ("mlp_conv_kernel_size", -1, "an integer of at least 0"),
     ("num_attention_heads", 3, "a divisor of `hidden_size` (16)"),
     ("num_key_value_heads", 3, "a divisor of `num_attention_heads` (4)"),
     ("num_key_value_heads", 8, "a divisor of `num_attention_heads` (4)"),
@@ -67,7 +67,7 @@ BAD_VALUES = [
     ("num_latents", 64.0, "expected int"),
     ("chunk_size", 64.0, "expected int"),
     ("conv_kernel_size", 4.0, "expected int"),
-    ("local_conv_kernel_size", 4.0, "expected int"),
+    ("mlp_conv_kernel_size", 4.0, "expected int"),
     ("num_latents", True, "expected int"),
     ("num_latents", "64", "expected int"),
     ("chunk_size", None, "expected int"),
@@ -87,11 +87,6 @@ def test_a_bad_value_is_refused_with_field_value_and_what_is_allowed(field, valu
     message = str(error.value)
     assert re.search(rf"{field}.*\b(is|value:?) {re.escape(repr(value))}", message)
     assert allowed in message
-
-
-def test_a_convolution_in_front_of_nothing_is_refused():
-    with pytest.raises((ValueError, StrictDataclassError), match="`local_conv_kernel_size` is 3 but must be 0 where"):
-        tiny_config(local_attention=False, local_conv_kernel_size=3)
 
 
 @pytest.mark.parametrize("field", ["rope_parameters", "rope_scaling"])
@@ -221,8 +216,8 @@ def test_arguments_of_from_pretrained_override_and_unknown_ones_come_back(tmp_pa
         {"local_attention": False},
         {"conv_kernel_size": 0},
         {"conv_kernel_size": 1},
-        {"local_conv_kernel_size": 0},
-        {"local_conv_kernel_size": 1},
+        {"mlp_conv_kernel_size": 0},
+        {"mlp_conv_kernel_size": 1},
         {"num_key_value_heads": 4, "head_dim": 6, "num_latents": 5, "chunk_size": 3, "num_hidden_layers": 1},
     ],
 )
@@ -269,7 +264,7 @@ def test_without_latent_attention_and_convolution_it_is_a_llama_of_the_same_shap
     with torch.device("meta"):
         llama = LlamaForCausalLM(llama_config)
     total, latent = summary.count_parameters(config)
-    conv = config.num_hidden_layers * config.hidden_size * (config.local_conv_kernel_size + 1)
+    conv = config.num_hidden_layers * config.hidden_size * (config.mlp_conv_kernel_size + 1)
     assert total - latent - conv == llama.num_parameters() == int(parameters.replace(",", ""))
     assert parameters in README.read_text(encoding="utf-8")
 

@@ -210,9 +210,9 @@ def longest_word(seed: int, count: int) -> tuple[dict, torch.Tensor]:
 def test_every_head_learns_a_real_task(auto_class, is_causal, task, labels, steps, margin):
     """Held-out accuracy beats always answering the commonest label by `margin`."""
     torch.manual_seed(0)
-    config = tiny_config(
-        vocab_size=256, hidden_size=64, intermediate_size=128, num_latents=8, chunk_size=16, is_causal=is_causal
-    )
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_latents": 8, "chunk_size": 16}
+    # As in the ready-made configurations, weights start at 1/√width.
+    config = tiny_config(vocab_size=256, is_causal=is_causal, initializer_range=64**-0.5, **sizes)
     config.num_labels = labels
     model = auto_class.from_config(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)

@@ -566,7 +566,7 @@ def test_card(upload, worker, hub, checkpoint):
         assert line in metadata.splitlines()
     assert {"- latent-attention", "- en", "- de", "- me/text"} <= set(metadata.splitlines())
     config = json.loads(files["config.json"])
-    for name in ("num_latents", "chunk_size", "hidden_size", "conv_kernel_size", "local_conv_kernel_size"):
+    for name in ("num_latents", "chunk_size", "hidden_size", "conv_kernel_size", "mlp_conv_kernel_size"):
         assert f"| `{name}` | {config[name]} |" in card
     llama = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * config["head_dim"] * 4
     assert f"| 32,768 | {worker(state_bytes):,} | {llama * 32768:,} |" in card

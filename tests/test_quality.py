@@ -143,9 +143,10 @@ def test_window_alone_sees_only_the_window_and_continues_from_its_cache():
     changed = input_ids.clone()
     changed[0, 0] += 1
     assert not any("latent" in name for name, _ in model.named_parameters())
-    # Two layers that look into the chunk before, and a convolution that reaches into one more: from the fifth chunk on
-    # nothing of the first token is left.
-    torch.testing.assert_close(model(changed).logits[:, 16:], model(input_ids).logits[:, 16:])
+    # Two layers: each attends to the chunk before, and then its convolution reaches 3 tokens back. So the first one
+    # brings the first token to token 10, and the second one that to the end of the fourth chunk and to token 18.
+    torch.testing.assert_close(model(changed).logits[:, 19:], model(input_ids).logits[:, 19:])
+    assert not torch.allclose(model(changed).logits[:, 18], model(input_ids).logits[:, 18])
     assert not torch.allclose(model(changed).logits[:, 8], model(input_ids).logits[:, 8])
     outputs, logits = model(input_ids[:, :14], use_cache=True), []
     for step in range(14, 23):
@@ -177,7 +178,7 @@ def test_own_chunk_attention_does_not_look_back():
     changed = input_ids.clone()
     changed[0, 3] += 1
     for change in ("local attention in the own chunk only", None):
-        model = random_model("latents_and_window", **LATENT, change=change, local_conv_kernel_size=0)
+        model = random_model("latents_and_window", **LATENT, change=change, mlp_conv_kernel_size=0)
         for layer in model.model.layers:
             layer.latent_attention = NoLatentAttention()
         same = torch.allclose(model(changed).logits[:, 4:], model(input_ids).logits[:, 4:])

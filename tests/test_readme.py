@@ -49,7 +49,7 @@ def test_the_size_of_the_cache_is_what_the_formula_says():
     config = AutoConfig.from_pretrained(ROOT / "configuration" / "latent-135m")
     size = config.state_bytes(dtype=torch.bfloat16)
     names = {"Hkv": "num_key_value_heads", "H": "num_attention_heads", "d": "head_dim", "D": "hidden_size"}
-    names |= {"C": "chunk_size", "M": "num_latents", "K": "conv_kernel_size", "L": "local_conv_kernel_size"}
+    names |= {"C": "chunk_size", "M": "num_latents", "K": "conv_kernel_size", "L": "mlp_conv_kernel_size"}
     values = {name: getattr(config, field) for name, field in names.items()} | {"b": 2}
     formula = README.split("with `b` bytes per number:\n\n```\n")[1].split("```")[0]
     lines = formula.strip().replace("·", "*").replace("−", "-").splitlines()

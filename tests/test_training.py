@@ -155,17 +155,20 @@ def test_inputs_embeds_equal_their_ids_and_get_a_gradient():
 
 @pytest.mark.parametrize("is_causal", [True, False])
 def test_bf16_autocast_is_close_to_float32(is_causal):
-    model = tiny_model(is_causal=is_causal)
+    """Weights as a training starts with: those of `randomize` amplify rounding, and how much varies with the seed."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "initializer_range": 64**-0.5}
+    model = LatentAttentionForCausalLM(tiny_config(is_causal=is_causal, **sizes))
     expected_logits, expected = model(padded_batch()["input_ids"]).logits, gradients(model, **padded_batch())
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(padded_batch()["input_ids"]).logits
         actual = gradients(model, **padded_batch())
     assert logits.dtype == torch.bfloat16
-    assert (logits - expected_logits).norm() / expected_logits.norm() < 3e-2
+    assert (logits - expected_logits).norm() / expected_logits.norm() < 2e-2
     assert {gradient.dtype for gradient in actual.values()} == {torch.float32}
     assert all(gradient.any() for gradient in actual.values())
     actual, expected = (torch.cat([g.flatten() for g in grads.values()]) for grads in (actual, expected))
-    assert (actual - expected).norm() / expected.norm() < 5e-2
+    assert (actual - expected).norm() / expected.norm() < 2e-2
 
 
 # torch.compile
@@ -366,7 +369,7 @@ STD = {
     r"down_proj\.weight": BRANCH * 512**-0.5,
     r"(embed_tokens|lm_head)\.weight": 0.03,
     r"latent_attention\.token_conv\.weight": 4**-0.5,
-    r"local_attention\.token_conv\.weight": 3**-0.5,
+    r"mlp\.token_conv\.weight": 3**-0.5,
     r"bias": 0.0,
 }
 

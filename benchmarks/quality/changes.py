@@ -29,7 +29,7 @@ from modeling_latent.attention import MultiHeadAttention
 from modeling_latent.local_attention import LocalAttention, rotate
 from modeling_latent.modeling_latent import LatentAttentionDecoderLayer
 from modeling_latent.prefix_statistics import chunk_scores
-from modeling_latent.token_conv import convolve
+from modeling_latent.token_conv import convolve, make_token_conv
 
 
 class UnrefinedLatentAttention(LatentAttention):
@@ -49,6 +49,18 @@ class OwnChunkAttention(LocalAttention):
     def forward(self, hidden_states, layout, position_embeddings, attention_mask, cached=None):
         own = torch.arange(attention_mask.shape[-1], device=attention_mask.device) >= self.config.chunk_size
         return super().forward(hidden_states, layout, position_embeddings, attention_mask & own, cached)
+
+
+class ConvolvedAttention(LocalAttention):
+    """Local attention that reads convolved tokens."""
+
+    def __init__(self, config: LatentAttentionConfig):
+        super().__init__(config)
+        self.token_conv = make_token_conv(config.hidden_size, kernel_size=4)
+
+    def forward(self, hidden_states, layout, position_embeddings, attention_mask, cached=None):
+        hidden_states, _ = convolve(self.token_conv, hidden_states, layout, None)
+        return super().forward(hidden_states, layout, position_embeddings, attention_mask, cached)
 
 
 class GatedRetrieval(LatentAttention):
@@ -158,7 +170,7 @@ class OneSoftmaxLayer(LatentAttentionDecoderLayer):
 
     def forward(self, hidden_states, layout, position_embeddings=None, attention_mask=None, **kwargs):
         local, memory = self.local_attention, self.latent_attention
-        tokens, _ = convolve(local.token_conv, self.local_norm(hidden_states), layout, None)
+        tokens = self.local_norm(hidden_states)
         queries, own = local.queries(tokens), local.keys_values(tokens)
         keys, values = local.grid_windows(*own, layout, None)  # (R, N, H, 2C, d)
         inputs, conv_inputs = convolve(memory.token_conv, memory.token_norm(hidden_states), layout, None)
@@ -177,14 +189,17 @@ class OneSoftmaxLayer(LatentAttentionDecoderLayer):
         )
         attended = local.o_proj(attended.transpose(1, 2).flatten(2)).view_as(hidden_states)
         hidden_states = hidden_states + attended
-        return hidden_states + self.mlp(self.mlp_norm(hidden_states))
+        return hidden_states + self.mlp(self.mlp_norm(hidden_states), layout)[0]
 
 
-def drawn(attention: MultiHeadAttention) -> MultiHeadAttention:
+def drawn(module: nn.Module) -> nn.Module:
     """With its weights as `init_weights` would draw them."""
-    for module in attention.children():
-        nn.init.normal_(module.weight, std=module.init_std)
-    return attention
+    for part in module.modules():
+        if hasattr(part, "init_std"):
+            nn.init.normal_(part.weight, std=part.init_std)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+    return module
 
 
 def replace_memory(memory_class: type[LatentAttention]):
@@ -207,6 +222,11 @@ def look_into_own_chunk_only(model: LatentAttentionForCausalLM) -> None:
         layer.local_attention.__class__ = OwnChunkAttention
 
 
+def convolve_local_attention(model: LatentAttentionForCausalLM) -> None:
+    for layer in model.model.layers:
+        layer.local_attention = drawn(ConvolvedAttention(model.config))
+
+
 def hand_latents_on(model: LatentAttentionForCausalLM) -> None:
     replace_memory(HandedOnLatentAttention)(model)
     memories = [layer.latent_attention for layer in model.model.layers]
@@ -224,6 +244,7 @@ CHANGES = {
     "no refinement": replace_memory(UnrefinedLatentAttention),
     "latents in every second layer": keep_every_second_memory,
     "local attention in the own chunk only": look_into_own_chunk_only,
+    "convolution before local attention, too": convolve_local_attention,
     "gate on retrieval": replace_memory(GatedRetrieval),
     "compression prefers recent tokens": replace_memory(RecentLatentAttention),
     "forget gate in compression": replace_memory(ForgettingLatentAttention),

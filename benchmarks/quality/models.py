@@ -67,10 +67,8 @@ def latents_and_window(
 
 
 def our_config(shape: dict, **config) -> LatentAttentionConfig:
-    """As the ready-made configurations: two convolutions where there are two attentions, embeddings at 1/√width."""
-    kernel = 4 if config.get("local_attention", True) else 0
-    chosen = {"local_conv_kernel_size": kernel, "initializer_range": shape["hidden_size"] ** -0.5}
-    return LatentAttentionConfig(**{**shape, **chosen, **config})
+    """As the ready-made configurations, whose embeddings start at 1/√width."""
+    return LatentAttentionConfig(**{**shape, "initializer_range": shape["hidden_size"] ** -0.5, **config})
 
 
 @torch.no_grad()
