@@ -57,7 +57,7 @@ FORMS = {
         "variants": list(VARIANTS),
     },
     "reduced": {
-        "mqar": {**mqar.FORMS["reduced"], "vocab_size": 256, "examples": 12_800, "batch_size": 32},
+        "mqar": {**mqar.FORMS["reduced"], "vocab_size": 128, "examples": 9_600, "batch_size": 32},
         "mqar_base": {"num_latents": 16, "chunk_size": 8},
         "language_model": {**language_model.FORMS["reduced"], "layers": 2, "steps": 120},
         "language_model_base": {"num_latents": 16, "chunk_size": 32},
