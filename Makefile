@@ -29,7 +29,7 @@ picture: $(VENV)/train.stamp
 # Speed and memory beside other models, and the README's table and figures of it.
 bench: $(VENV)/train.stamp
 	mkdir -p out
-	for part in 1 2; do $(PYTHON) benchmarks/speed.py --device cpu --part $$part 2>&1 || exit 1; done | tee out/bench.txt
+	for part in 1 2 3; do $(PYTHON) benchmarks/speed.py --device cpu --part $$part 2>&1 || exit 1; done | tee out/bench.txt
 	$(PYTHON) benchmarks/figures.py
 	$(PYTHON) benchmarks/table.py
 

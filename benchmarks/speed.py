@@ -372,11 +372,8 @@ def attention_kernels(bench: Bench, lengths: tuple[int, ...], names: tuple[str, 
 
 
 def cpu_small(bench: Bench) -> None:
-    few = (1024,)
     prefill(bench, (1024, 4096, 16384), few=(1024, 4096))
-    decode(bench, (1024, 4096, 8192, 32768), few)
-    training(bench, (1024, 4096), few)
-    limits(bench, length=1024, context=1024, matmul_size=4096, copied=2**29)
+    training(bench, (1024, 4096), few=(1024,))
     attention_kernels(bench, (1024,))
 
 
@@ -385,6 +382,11 @@ def cpu_growth(bench: Bench) -> None:
     prefill_growth(bench, (4096, 16384))
     training_memory(bench, (4096, 16384), names=(OURS,))
     training(bench, (16384,))  # last, as this process then keeps most of the memory
+
+
+def cpu_decode(bench: Bench) -> None:
+    decode(bench, (1024, 4096, 8192, 32768), few=(1024,))
+    limits(bench, length=1024, context=1024, matmul_size=4096, copied=2**29)
 
 
 def cpu_tiny(bench: Bench) -> None:
@@ -413,7 +415,11 @@ def cuda_limits(bench: Bench) -> None:
 
 # Name of the configuration and what is measured with it, by device and part.
 PLANS = {
-    "cpu": [[("latent-tiny", cpu_tiny), ("latent-60m", cpu_small)], [("latent-60m", cpu_growth)]],
+    "cpu": [
+        [("latent-tiny", cpu_tiny), ("latent-60m", cpu_small)],
+        [("latent-60m", cpu_growth)],
+        [("latent-60m", cpu_decode)],
+    ],
     "cuda": [[("latent-1b", cuda_prefill_decode)], [("latent-135m", cuda_training)], [("latent-1b", cuda_limits)]],
 }
 SECONDS, LIMIT = {"cpu": 60, "cuda": 10}, {"cpu": 60, "cuda": 20}

@@ -25,7 +25,7 @@ from .token_conv import last_inputs
 
 
 class WindowState(NamedTuple):
-    """Local attention's window: the chunk before the one in progress, then the one in progress, not rotated."""
+    """Local attention's window: the chunk before the one in progress, then the one in progress, rotated by slot."""
 
     keys: torch.Tensor  # (B, Hkv, 2C, d)
     values: torch.Tensor  # (B, Hkv, 2C, d)
@@ -70,8 +70,7 @@ def map_state(change, state, *others):
 
 def write_slot(buffer: torch.Tensor, slot: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """`buffer` `(B, H, S, d)` with `value` `(B, H, 1, d)` at each row's `slot` `(B,)`, in a new tensor."""
-    here = torch.arange(buffer.shape[2], device=buffer.device) == slot[:, None]  # (B, S)
-    return torch.where(here[:, None, :, None], value, buffer)
+    return buffer.scatter(2, slot[:, None, None, None].expand_as(value), value.to(buffer.dtype))
 
 
 def update_rows(state, layout: ChunkLayout, update):

@@ -35,19 +35,20 @@ def rotary_embedding(config: LatentAttentionConfig, length: int, like: torch.Ten
 
 
 def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """`states` `(..., d)` turned by the angles of which these are cosines and sines, `(..., d / 2)` each."""
     first, second = states.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
 def window_positions(config: LatentAttentionConfig, layout: ChunkLayout, like: torch.Tensor) -> tuple:
     """
-    Cosines and sines for the queries, `(2, S, d / 2)` or in a step `(2, B, 1, 1, 1, d / 2)`, and for the keys,
-    `(2, 2C or 3C, d / 2)`.
+    Cosines and sines of the slots where tokens stand, in the window's second chunk, `(2, S, d / 2)` or in a step
+    `(2, B, 1, 1, 1, d / 2)`; and of a whole chunk, `(2, d / 2)`, by which keys turn when they are seen from the next.
     """
     size = config.chunk_size
-    table = rotary_embedding(config, (2 if config.is_causal else 3) * size, like)
-    queries = table[:, layout.slot + size][:, :, None, None, None] if layout.is_step else table[:, size : 2 * size]
-    return queries, table
+    table = rotary_embedding(config, 2 * size, like)
+    positions = table[:, layout.slot + size][:, :, None, None, None] if layout.is_step else table[:, size:]
+    return positions, table[:, size]
 
 
 def local_attention_mask(config: LatentAttentionConfig, layout: ChunkLayout, dtype: torch.dtype) -> torch.Tensor:
@@ -72,6 +73,21 @@ def local_attention_mask(config: LatentAttentionConfig, layout: ChunkLayout, dty
     return attention_mask_of(allowed, config, dtype)
 
 
+def windows_of(
+    first: torch.Tensor | None, as_earlier: torch.Tensor, own: torch.Tensor, as_later: torch.Tensor | None
+) -> torch.Tensor:
+    """
+    Each chunk `(R, N, Hkv, C, d)` after the one before it and, where there is an `as_later`, before the next, as they
+    look from there; in front of all of them `first` `(R, Hkv, C, d)`, of the cache.
+    """
+    nothing = torch.zeros_like(own[:, :1])
+    first = nothing if first is None else first[:, None]
+    window = [torch.cat([first, as_earlier[:, :-1]], dim=1), own]
+    if as_later is not None:
+        window.append(torch.cat([as_later[:, 1:], nothing], dim=1))
+    return torch.cat(window, dim=3)
+
+
 class LocalAttention(MultiHeadAttention):
     """Self-attention to the chunk before and to the own one; in a bidirectional model also to the one after."""
 
@@ -90,43 +106,41 @@ class LocalAttention(MultiHeadAttention):
         `(R, N, S, D) -> (R, N, S, D)`, the weights, and the state: the windows `(R, N, Hkv, 2C, d)` that were
         attended to.
         """
-        queries = self.queries(hidden_states)  # (R, N, H, S, d)
+        positions, chunk_angle = position_embeddings
+        queries = rotate(self.queries(hidden_states), *positions)  # (R, N, H, S, d)
         keys, values = self.keys_values(hidden_states)  # (R, N, Hkv, S, d)
+        keys = rotate(keys, *positions)
         if layout.is_step:
-            states = self.write_step(keys, values, layout, cached)
+            states = self.write_step(keys, values, layout, chunk_angle, cached)
             keys, values = (tensor[:, None] for tensor in states)
         else:
-            states = keys, values = self.grid_windows(keys, values, layout, cached)
-        query_positions, key_positions = position_embeddings
-        queries, keys = rotate(queries, *query_positions), rotate(keys, *key_positions)
+            states = keys, values = self.grid_windows(keys, values, layout, chunk_angle, cached)
         output, weights = super().forward(queries, keys, values, attention_mask)
         return output, weights, WindowState(*states)
 
-    def grid_windows(self, keys, values, layout: ChunkLayout, cached: WindowState | None) -> list[torch.Tensor]:
-        """Keys and values of each chunk's window, `(R, N, Hkv, 2C or 3C, d)` each."""
+    def grid_windows(self, keys, values, layout: ChunkLayout, chunk_angle, cached: WindowState | None) -> tuple:
+        """Keys and values of each chunk's window, `(R, N, Hkv, 2C or 3C, d)` each. Keys come rotated by their slot."""
         size = self.config.chunk_size
-        before = (None, None) if cached is None else (tensor[:, :, :size] for tensor in cached)
-        own = (None, None) if cached is None else (tensor[:, :, size:] for tensor in cached)
-        return [
-            self.neighbours(take_cached(new, mine, layout.filled), first)
-            for new, mine, first in zip((keys, values), own, before, strict=True)
-        ]
+        first_keys = first_values = None
+        if cached is not None:
+            keys = take_cached(keys, cached.keys[:, :, size:], layout.filled)
+            values = take_cached(values, cached.values[:, :, size:], layout.filled)
+            first_keys, first_values = cached.keys[:, :, :size], cached.values[:, :, :size]
+        cos, sin = chunk_angle
+        later_keys, later_values = (None, None) if self.config.is_causal else (rotate(keys, cos, sin), values)
+        return (
+            windows_of(first_keys, rotate(keys, cos, -sin), keys, later_keys),
+            windows_of(first_values, values, values, later_values),
+        )
 
-    def neighbours(self, chunks: torch.Tensor, first: torch.Tensor | None) -> torch.Tensor:
-        """Each chunk `(R, N, Hkv, C, d)` after the one before it, and in a bidirectional model before the next."""
-        nothing = torch.zeros_like(chunks[:, :1])
-        first = nothing if first is None else first[:, None]
-        window = [torch.cat([first, chunks[:, :-1]], dim=1), chunks]
-        if not self.config.is_causal:
-            window.append(torch.cat([chunks[:, 1:], nothing], dim=1))
-        return torch.cat(window, dim=3)
-
-    def write_step(self, keys, values, layout: ChunkLayout, cached: WindowState) -> list[torch.Tensor]:
+    def write_step(self, keys, values, layout: ChunkLayout, chunk_angle, cached: WindowState) -> list[torch.Tensor]:
         """One token's keys and values into the window, which moves on by a chunk in rows that enter one."""
         size = self.config.chunk_size
+        cos, sin = chunk_angle
 
         def move_on(window: WindowState) -> WindowState:
-            return WindowState(*(nn.functional.pad(tensor[:, :, size:], (0, 0, 0, size)) for tensor in window))
+            before = rotate(window.keys[:, :, size:], cos, -sin), window.values[:, :, size:]
+            return WindowState(*(nn.functional.pad(tensor, (0, 0, 0, size)) for tensor in before))
 
         window = update_rows(cached, layout, move_on)
         slot = layout.slot + size

@@ -56,12 +56,13 @@ class TokenConv(nn.Conv1d):
 
     def in_front(self, tokens: torch.Tensor, layout: ChunkLayout, cached: torch.Tensor | None) -> torch.Tensor:
         """The tokens after zeros, or after those of the cache, which end where the first new token stands."""
+        if layout.is_step:
+            return torch.cat([cached, tokens[:, 0]], dim=1)
         span = self.kernel_size[0] - 1
         inputs = torch.cat([tokens.new_zeros(tokens.shape[0], span, tokens.shape[-1]), tokens.flatten(1, 2)], dim=1)
         if cached is None:
             return inputs
-        first = torch.zeros_like(layout.slot) if layout.is_step else layout.filled
-        positions = first[:, None] + torch.arange(span, device=tokens.device)  # (R, K - 1)
+        positions = layout.filled[:, None] + torch.arange(span, device=tokens.device)  # (R, K - 1)
         return inputs.scatter(1, positions[..., None].expand_as(cached), cached)
 
     def windows(self, inputs: torch.Tensor, layout: ChunkLayout) -> torch.Tensor:

@@ -171,14 +171,15 @@ class OneSoftmaxLayer(LatentAttentionDecoderLayer):
     def forward(self, hidden_states, layout, position_embeddings=None, attention_mask=None, **kwargs):
         local, memory = self.local_attention, self.latent_attention
         tokens = self.local_norm(hidden_states)
-        queries, own = local.queries(tokens), local.keys_values(tokens)
-        keys, values = local.grid_windows(*own, layout, None)  # (R, N, H, 2C, d)
+        (cos, sin), chunk_angle = position_embeddings
+        queries, (keys, values) = local.queries(tokens), local.keys_values(tokens)
+        windows = local.grid_windows(rotate(keys, cos, sin), values, layout, chunk_angle, None)
+        near, values = windows  # (R, N, H, 2C, d)
         inputs, conv_inputs = convolve(memory.token_conv, memory.token_norm(hidden_states), layout, None)
         read = memory.compress(inputs, conv_inputs, layout, None)
-        (cos, sin), (key_cos, key_sin) = position_embeddings
         # One half of a doubled head compares turned queries with turned keys, the other one, not turned, with latents.
         queries = torch.cat([rotate(queries, cos, sin), queries], dim=-1)
-        near, far = rotate(keys, key_cos, key_sin), read.readout_keys
+        far = read.readout_keys
         keys = torch.cat(
             [nn.functional.pad(near, (0, local.head_dim)), nn.functional.pad(far, (local.head_dim, 0))], 3
         )
