@@ -65,7 +65,7 @@ def draw_panel(axes: Axes, result: dict, measure: str) -> None:
         note = f"below Llama\nfrom {crosses:,.0f}"
         axes.annotate(
             note,
-            (crosses, 0.97),
+            (crosses, 0.9),
             xytext=(4, 0),
             textcoords="offset points",
             va="top",
