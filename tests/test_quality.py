@@ -14,6 +14,8 @@
 """The measurements of quality: their data, their models, that they resume, and each table in seconds."""
 
 import json
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -344,3 +346,40 @@ def test_what_is_reduced_is_listed():
 def test_the_readme_has_what_was_measured():
     text = tables.README.read_text(encoding="utf-8")
     assert tables.fill_in(text) == text
+
+
+def test_what_the_readmes_say_of_the_tables_is_in_them():
+    """Numbers in sentences, of the reduced form."""
+
+    def mean_of(table: str, metric, model: str, **settings) -> float:
+        result = json.loads((record.RESULTS / f"quality_{table}_reduced.json").read_text(encoding="utf-8"))
+        points = [point for point in result["points"] if point[0]["model"] == model]
+        (point,) = [point for point in points if settings.items() <= point[0]["settings"].items()]
+        return sum(map(metric, point)) / len(point)
+
+    def recall(model: str, **settings) -> str:
+        return f"{mean_of('mqar', lambda unit: unit['accuracy'], model, **settings):.2f}"
+
+    def passkey_at_16(model: str) -> str:
+        return f"{mean_of('passkey', lambda unit: unit['by_length'][-1]['accuracy'], model):.2f}"
+
+    loss = partial(mean_of, "language_model", lambda unit: unit["loss_in_training_length"])
+
+    def behind(model: str, peer: str) -> str:
+        return f"{loss(model) - loss(peer):.2f}"
+
+    ours = "latents_and_window"
+    sentences = [
+        f"16 of them recall {recall(ours, num_latents=16)} after so short a training, 4 recall "
+        f"{recall(ours, num_latents=4)}, and the window alone {recall('window')}. Full attention has come to "
+        f"{recall('full_attention')} ",
+        f"find the number in 1,024 tokens in {passkey_at_16(ours)} of the texts. Mamba-2 falls to "
+        f"{passkey_at_16('mamba2')}, the window alone to {passkey_at_16('window')}, ",
+        f"latents beside the window are {behind(ours, 'window')} nats behind the window alone and "
+        f"{behind(ours, 'mamba2')} behind Mamba-2; latents without a window {behind('latents', 'window')} and "
+        f"{behind('latents', 'mamba2')}. ",
+        f"{behind(ours, 'window')} nats per byte behind the window alone at equal size, and "
+        f"{behind(ours, 'mamba2')} behind Mamba-2",
+    ]
+    text = " ".join((tables.README.read_text() + (Path(__file__).parents[1] / "README.md").read_text()).split())
+    assert [sentence for sentence in sentences if sentence not in text] == []
