@@ -208,11 +208,25 @@ def longest_word(seed: int, count: int) -> tuple[dict, torch.Tensor]:
     ],
 )
 def test_every_head_learns_a_real_task(auto_class, is_causal, task, labels, steps, margin):
-    """Held-out accuracy beats always answering the commonest label by `margin`."""
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_latents": 8, "chunk_size": 16}
-    # As in the ready-made configurations, weights start at 1/√width.
-    config = tiny_config(vocab_size=256, is_causal=is_causal, initializer_range=64**-0.5, **sizes)
+    """Held-out accuracy, mean of three seeds, beats always answering the commonest label by `margin`."""
+    inputs, truth = task(9999, 200)
+    known = truth != -100
+    commonest = (truth[known].mode().values == truth[known]).float().mean()
+    accuracies = []
+    for seed in range(3):
+        model = trained_head(auto_class, is_causal, task, labels, steps, seed)
+        with torch.no_grad():
+            outputs = model.eval()(**inputs)
+        scores = outputs.start_logits if task is longest_word else outputs.logits
+        accuracies.append((scores.argmax(-1) == truth)[known].float().mean())
+    assert sum(accuracies) / len(accuracies) > commonest + margin
+
+
+def trained_head(auto_class, is_causal: bool, task, labels: int, steps: int, seed: int):
+    torch.manual_seed(seed)
+    config = tiny_config(
+        vocab_size=256, hidden_size=64, intermediate_size=128, num_latents=8, chunk_size=16, is_causal=is_causal
+    )
     config.num_labels = labels
     model = auto_class.from_config(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -220,11 +234,4 @@ def test_every_head_learns_a_real_task(auto_class, is_causal, task, labels, step
         model(**task(2 * step, 16)[0]).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    inputs, truth = task(9999, 200)
-    with torch.no_grad():
-        outputs = model.eval()(**inputs)
-    scores = outputs.start_logits if task is longest_word else outputs.logits
-    known = truth != -100
-    accuracy = (scores.argmax(-1) == truth)[known].float().mean()
-    commonest = (truth[known].mode().values == truth[known]).float().mean()
-    assert accuracy > commonest + margin
+    return model

@@ -153,22 +153,30 @@ def test_inputs_embeds_equal_their_ids_and_get_a_gradient():
     assert embeds.grad[:, :-1].abs().amax(-1).gt(0).all()  # the last token predicts nothing
 
 
-@pytest.mark.parametrize("is_causal", [True, False])
-def test_bf16_autocast_is_close_to_float32(is_causal):
-    """Weights as a training starts with: those of `randomize` amplify rounding, and how much varies with the seed."""
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "initializer_range": 64**-0.5}
-    model = LatentAttentionForCausalLM(tiny_config(is_causal=is_causal, **sizes))
+def assert_bf16_autocast_is_close(model: LatentAttentionForCausalLM, of_logits: float, of_gradients: float):
     expected_logits, expected = model(padded_batch()["input_ids"]).logits, gradients(model, **padded_batch())
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(padded_batch()["input_ids"]).logits
         actual = gradients(model, **padded_batch())
     assert logits.dtype == torch.bfloat16
-    assert (logits - expected_logits).norm() / expected_logits.norm() < 2e-2
+    assert (logits - expected_logits).norm() / expected_logits.norm() < of_logits
     assert {gradient.dtype for gradient in actual.values()} == {torch.float32}
     assert all(gradient.any() for gradient in actual.values())
     actual, expected = (torch.cat([g.flatten() for g in grads.values()]) for grads in (actual, expected))
-    assert (actual - expected).norm() / expected.norm() < 2e-2
+    assert (actual - expected).norm() / expected.norm() < of_gradients
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_bf16_autocast_is_close_to_float32(is_causal):
+    """Without the MLP's convolution: with it, weights so large amplify rounding, to 1 to 8 % by the seed."""
+    assert_bf16_autocast_is_close(tiny_model(is_causal=is_causal, mlp_conv_kernel_size=0), 3e-2, 5e-2)
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_bf16_autocast_is_close_to_float32_when_training_starts(is_causal):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "initializer_range": 64**-0.5}
+    assert_bf16_autocast_is_close(LatentAttentionForCausalLM(tiny_config(is_causal=is_causal, **sizes)), 2e-2, 2e-2)
 
 
 # torch.compile

@@ -173,8 +173,8 @@ class OneSoftmaxLayer(LatentAttentionDecoderLayer):
         tokens = self.local_norm(hidden_states)
         (cos, sin), chunk_angle = position_embeddings
         queries, (keys, values) = local.queries(tokens), local.keys_values(tokens)
-        windows = local.grid_windows(rotate(keys, cos, sin), values, layout, chunk_angle, None)
-        near, values = windows  # (R, N, H, 2C, d)
+        turned = rotate(keys, cos, sin)
+        near, values = local.grid_windows(turned, values, layout, chunk_angle, None)  # (R, N, H, 2C, d)
         inputs, conv_inputs = convolve(memory.token_conv, memory.token_norm(hidden_states), layout, None)
         read = memory.compress(inputs, conv_inputs, layout, None)
         # One half of a doubled head compares turned queries with turned keys, the other one, not turned, with latents.
