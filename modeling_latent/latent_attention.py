@@ -32,8 +32,9 @@ def init_weights(config: LatentAttentionConfig, module: nn.Module) -> None:
     latents                                          normal, std 1: a norm after tiny vectors blows up gradients
     embeddings, lm_head, heads of tasks              normal, std initializer_range
     local o_proj, latent_to_input.o_proj, down_proj  normal, std initializer_range / sqrt(3 layers fan_in), not zero
+    latent_self.o_proj                               normal, std 0.1 / sqrt(fan_in): latents stay distinct
     other linear layers                              normal, std 1 / sqrt(fan_in): variance is kept
-    token_conv                                       normal, std 1 / sqrt(kernel)
+    token_conv                                       normal, std 1: a token before counts as much as the token
     biases                                           zero
     """
     if isinstance(module, LatentAttention):
@@ -65,7 +66,9 @@ class LatentAttention(nn.Module):
         self.token_norm, self.latent_norm = make_norm(config), make_norm(config)
         self.refine_norm, self.readout_norm = make_norm(config), make_norm(config)
         self.token_conv = make_token_conv(config.hidden_size, config.conv_kernel_size)
-        self.input_to_latent, self.latent_self = MultiHeadAttention(config), MultiHeadAttention(config)
+        self.input_to_latent = MultiHeadAttention(config)
+        # What latents read of each other is at first much the same for all, and would blur what tokens told them.
+        self.latent_self = MultiHeadAttention(config, output_size=0.1)
         self.latent_to_input = MultiHeadAttention(config, output_size=branch_size(config))
         self.apply(partial(init_weights, config))
 

@@ -27,7 +27,7 @@ class TokenConv(nn.Conv1d):
 
     def __init__(self, hidden_size: int, kernel_size: int):
         super().__init__(hidden_size, hidden_size, kernel_size, groups=hidden_size)
-        self.init_std = kernel_size**-0.5
+        self.init_std = 1.0
 
     def forward(
         self, tokens: torch.Tensor, layout: ChunkLayout, cached: torch.Tensor | None = None

@@ -66,7 +66,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def arguments(**changes):
-    args = units.parse_arguments("", ["--form", "smoke", "--jobs", "1"])
+    args = units.parse_arguments("", {"smoke": {}}, ["--form", "smoke", "--jobs", "1"])
     return type(args)(**{**vars(args), **changes})
 
 
@@ -205,24 +205,32 @@ def test_a_changed_model_is_another_one_and_causal(change):
     assert not torch.allclose(model(changed).logits[:, 20], logits[:, 20], atol=1e-4)
 
 
+UNIT, BRANCH = 1 / 16, 1 / 16 / (6 * 256) ** 0.5
+
+
 @pytest.mark.parametrize(
-    "start, content, branch, others",
+    "start, content, refinement, branch, convolution, others",
     [
-        ("package", 1 / 16, 1 / 16 / (6 * 256) ** 0.5, 1 / 16),
-        ("small_content", 0.02, 1 / 16 / (6 * 256) ** 0.5, 1 / 16),
-        ("large_branches", 1 / 16, 1 / 16 / 2, 1 / 16),
-        ("library", 0.02, 0.02, 0.02),
+        ("package", UNIT, 0.1 * UNIT, BRANCH, 1.0, UNIT),
+        ("small_content", 0.02, 0.1 * UNIT, BRANCH, 1.0, UNIT),
+        ("large_refinement", UNIT, UNIT, BRANCH, 1.0, UNIT),
+        ("small_convolutions", UNIT, 0.1 * UNIT, BRANCH, 0.5, UNIT),
+        ("large_branches", UNIT, 0.1 * UNIT, 1 / 16 / 2, 1.0, UNIT),
+        ("library", 0.02, 0.02, 0.02, 1.0, 0.02),
     ],
 )
-def test_how_weights_start(start, content, branch, others):
+def test_how_weights_start(start, content, refinement, branch, convolution, others):
     model = build("latents_and_window", {**SHAPE, "hidden_size": 256}, {**LATENT, "start": start})
     layer = model.model.layers[1]
     expected = {
         layer.latent_attention.input_to_latent.v_proj: content,
         layer.latent_attention.input_to_latent.o_proj: content,
+        layer.latent_attention.latent_self.o_proj: refinement,
         layer.latent_attention.latent_to_input.o_proj: branch,
+        layer.latent_attention.token_conv: convolution,
         layer.local_attention.o_proj: branch,
         layer.local_attention.v_proj: others,
+        layer.mlp.token_conv: convolution,
         layer.mlp.up_proj: others,
         model.lm_head: others,
         model.model.embed_tokens: others,

@@ -372,12 +372,12 @@ UNIT = 256**-0.5
 BRANCH = 0.03 / 6**0.5  # two layers of three branches
 STD = {
     r"latents": 1.0,
-    r"[qkv]_proj\.weight|(input_to_latent|latent_self)\.o_proj\.weight|(gate|up)_proj\.weight": UNIT,
+    r"[qkv]_proj\.weight|input_to_latent\.o_proj\.weight|(gate|up)_proj\.weight": UNIT,
+    r"latent_self\.o_proj\.weight": 0.1 * UNIT,
     r"(local_attention|latent_to_input)\.o_proj\.weight": BRANCH * UNIT,
     r"down_proj\.weight": BRANCH * 512**-0.5,
     r"(embed_tokens|lm_head)\.weight": 0.03,
-    r"latent_attention\.token_conv\.weight": 4**-0.5,
-    r"mlp\.token_conv\.weight": 3**-0.5,
+    r"token_conv\.weight": 1.0,
     r"bias": 0.0,
 }
 

@@ -40,13 +40,15 @@ VARIANTS = {
     "convolutions of 2 tokens": {"conv_kernel_size": 2, "mlp_conv_kernel_size": 2},
     "start: content at 0.02": {"start": "small_content"},
     "start: branches as large as in GPT-2": {"start": "large_branches"},
+    "start: refinement as large as compression": {"start": "large_refinement"},
+    "start: convolutions as large as the token": {"start": "small_convolutions"},
     "start: all at 0.02, as in transformers": {"start": "library"},
     "latents learn 10 times as fast": {"latents_rate": 10.0},
     **{change: {"change": change} for change in CHANGES},
 }
-# Slow, or already in NOTES.md.
-NOT_REDUCED = ("four times the latents", "chunks half as long", "start: content at 0.02")
-NOT_REDUCED += ("start: branches as large as in GPT-2",)
+# Slow, in other rows in part, or already in NOTES.md.
+NOT_REDUCED = ("twice the latents", "four times the latents", "chunks half as long", "no convolution")
+NOT_REDUCED += ("start: content at 0.02", "start: branches as large as in GPT-2")
 TASKS = {"mqar": mqar, "language_model": language_model}
 FORMS = {
     "full": {
@@ -57,9 +59,9 @@ FORMS = {
         "variants": list(VARIANTS),
     },
     "reduced": {
-        "mqar": {**mqar.FORMS["reduced"], "vocab_size": 128, "examples": 9_600, "batch_size": 32},
+        "mqar": {**mqar.FORMS["reduced"], "vocab_size": 64, "examples": 8_192, "batch_size": 32},
         "mqar_base": {"num_latents": 16, "chunk_size": 8},
-        "language_model": {**language_model.FORMS["reduced"], "layers": 2, "steps": 120},
+        "language_model": {**language_model.FORMS["reduced"], "layers": 2, "steps": 100},
         "language_model_base": {"num_latents": 16, "chunk_size": 32},
         "variants": [variant for variant in VARIANTS if variant not in NOT_REDUCED],
     },
@@ -99,7 +101,7 @@ def run_unit(unit: dict, job: Job) -> dict | None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_arguments("Ablations of latent attention", argv)
+    args = parse_arguments("Ablations of latent attention", FORMS, argv)
     form, name = FORMS[args.form], f"quality_ablations_{args.form}"
     both = [
         sweep(name, points(form, task), form[task]["learning_rates"], module.score, run_unit, args)

@@ -67,7 +67,7 @@ FORMS = {
         "layers": 4,
         "num_latents": 32,
         "chunk_size": 32,
-        "steps": 200,
+        "steps": 120,
         "batch_size": 4,
         "test_documents": 12,
         "learning_rates": (2e-3,),

@@ -77,10 +77,13 @@ def redraw(model: PreTrainedModel, start: str) -> None:
     Start otherwise than the package does (`init_weights`).
 
     `small_content`: what compression adds to the latents is drawn with standard deviation 0.02. `large_branches`: what
-    layers add to the token stream, smaller with their number alone, as in GPT-2. `library`: everything but the
-    convolutions and latents with 0.02, as is usual in transformers.
+    layers add to the token stream, smaller with their number alone, as in GPT-2. `large_refinement`: what refinement
+    adds to the latents, as large as what compression does. `small_convolutions`: their sum as large as the token.
+    `library`: everything but the convolutions and latents with 0.02, as is usual in transformers.
     """
     for name, module in model.named_modules():
+        if start == "small_convolutions" and isinstance(module, nn.Conv1d):
+            module.weight.mul_(module.kernel_size[0] ** -0.5)
         if not isinstance(module, (nn.Linear, nn.Embedding)):
             continue
         into_stream = name.endswith(("down_proj", "local_attention.o_proj", "latent_to_input.o_proj"))
@@ -89,6 +92,8 @@ def redraw(model: PreTrainedModel, start: str) -> None:
             nn.init.normal_(module.weight, std=0.02)
         elif start == "large_branches" and into_stream:
             module.weight.mul_((1.5 * module.in_features) ** 0.5)  # of 3 branches in a layer to 2, without the fan in
+        elif start == "large_refinement" and name.endswith("latent_self.o_proj"):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
 
 
 def latents(shape: dict, **settings) -> PreTrainedModel:
@@ -113,7 +118,7 @@ def mamba2(shape: dict, state_size: int) -> PreTrainedModel:
     shape = {name: shape[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers")}
     heads = {"num_heads": 4, "head_dim": shape["hidden_size"] // 2, "n_groups": 1}
     special = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
-    return Mamba2ForCausalLM(Mamba2Config(**shape, **heads, **special, state_size=state_size, chunk_size=64))
+    return Mamba2ForCausalLM(Mamba2Config(**shape, **heads, **special, state_size=state_size, chunk_size=32))
 
 
 def gated_delta_net(shape: dict, key_dim: int) -> PreTrainedModel:

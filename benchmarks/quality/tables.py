@@ -48,7 +48,8 @@ def sized_name(unit: dict) -> str:
 
 
 def mqar(result: dict) -> list[list[str]]:
-    header = ["model, size", "width", "pairs in tokens", "state, numbers", "parameters", "accuracy", "ms per step"]
+    header = ["model, size", "width", "pairs in tokens", "state, numbers", "parameters", "learning rate"]
+    header += ["accuracy", "ms per step"]
     rows = [
         [
             sized_name(unit),
@@ -56,6 +57,7 @@ def mqar(result: dict) -> list[list[str]]:
             f"{unit['pairs']} in {unit['length']}",
             f"{unit['state_elements']:,}",
             f"{unit['parameters']:,}",
+            f"{unit['learning_rate']:g}",
             number(point, "accuracy"),
             milliseconds(point),
         ]
@@ -166,9 +168,9 @@ def markdown(rows: list[list[str]]) -> str:
 
 
 def render(table: str) -> str:
-    """The tables of both forms, as far as they have been measured."""
+    """The tables of all forms, as far as they have been measured."""
     parts = []
-    for form in ("reduced", "full"):
+    for form in ("reduced", "small", "full"):
         file = record.RESULTS / f"quality_{table}_{form}.json"
         result = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"points": []}
         if result["points"]:

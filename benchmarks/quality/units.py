@@ -38,9 +38,9 @@ SEEDS = (0, 1, 2)
 CHECKPOINTS = Path(__file__).parents[2] / "out" / "quality"
 
 
-def parse_arguments(description: str, argv: list[str] | None = None) -> Namespace:
+def parse_arguments(description: str, forms: dict, argv: list[str] | None = None) -> Namespace:
     parser = ArgumentParser(description=description)
-    parser.add_argument("--form", choices=("reduced", "full", "smoke"), default="reduced", help="how much is measured")
+    parser.add_argument("--form", choices=list(forms), default="reduced", help="how much is measured")
     parser.add_argument("--jobs", type=int, default=2, help="units at a time")
     parser.add_argument(
         "--minutes", type=float, default=float("inf"), help="stop after so long; the same command goes on from there"
@@ -178,7 +178,7 @@ def measure(
     argv: list[str] | None,
 ) -> Path:
     """The command of a table that has one task: all units of the form that `argv` names, into `results/`."""
-    args = parse_arguments(title, argv)
+    args = parse_arguments(title, forms, argv)
     form, name = forms[args.form], f"quality_{table}_{args.form}"
     swept = sweep(name, points(form), form["learning_rates"], score, run_unit, args)
     return write_table(name, title, forms, swept, args)
