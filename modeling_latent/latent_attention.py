@@ -34,7 +34,8 @@ def init_weights(config: LatentAttentionConfig, module: nn.Module) -> None:
     local o_proj, latent_to_input.o_proj, down_proj  normal, std initializer_range / sqrt(3 layers fan_in), not zero
     latent_self.o_proj                               normal, std 0.1 / sqrt(fan_in): latents stay distinct
     other linear layers                              normal, std 1 / sqrt(fan_in): variance is kept
-    token_conv                                       normal, std 1: a token before counts as much as the token
+    token_conv of the memory                         normal, std 1: each token in it is as large as the token
+    token_conv of the MLP                            normal, std 1 / sqrt(kernel): all in it together are
     biases                                           zero
     """
     if isinstance(module, LatentAttention):
@@ -65,7 +66,7 @@ class LatentAttention(nn.Module):
         self.latents = nn.Parameter(torch.empty(config.num_latents, config.hidden_size))  # (M, D)
         self.token_norm, self.latent_norm = make_norm(config), make_norm(config)
         self.refine_norm, self.readout_norm = make_norm(config), make_norm(config)
-        self.token_conv = make_token_conv(config.hidden_size, config.conv_kernel_size)
+        self.token_conv = make_token_conv(config.hidden_size, config.conv_kernel_size, init_std=1.0)
         self.input_to_latent = MultiHeadAttention(config)
         # What latents read of each other is at first much the same for all, and would blur what tokens told them.
         self.latent_self = MultiHeadAttention(config, output_size=0.1)

@@ -25,9 +25,9 @@ class TokenConv(nn.Conv1d):
     never across packed documents, never over padding (depthwise, as in Primer, So et al. 2021, arXiv:2109.08668).
     """
 
-    def __init__(self, hidden_size: int, kernel_size: int):
+    def __init__(self, hidden_size: int, kernel_size: int, init_std: float):
         super().__init__(hidden_size, hidden_size, kernel_size, groups=hidden_size)
-        self.init_std = 1.0
+        self.init_std = init_std
 
     def forward(
         self, tokens: torch.Tensor, layout: ChunkLayout, cached: torch.Tensor | None = None
@@ -74,9 +74,12 @@ class TokenConv(nn.Conv1d):
         return inputs.unfold(1, span + size, size).masked_fill(~visible, 0)
 
 
-def make_token_conv(hidden_size: int, kernel_size: int) -> TokenConv | None:
-    """`None` for a kernel size of 0, which stands for no convolution."""
-    return TokenConv(hidden_size, kernel_size) if kernel_size else None
+def make_token_conv(hidden_size: int, kernel_size: int, init_std: float | None = None) -> TokenConv | None:
+    """
+    `None` for a kernel size of 0, which stands for no convolution. Drawn with a standard deviation of `init_std`, by
+    default `1 / sqrt(kernel_size)`, with which all tokens in the kernel are together as large as one.
+    """
+    return TokenConv(hidden_size, kernel_size, init_std or kernel_size**-0.5) if kernel_size else None
 
 
 def convolve(

@@ -209,17 +209,18 @@ UNIT, BRANCH = 1 / 16, 1 / 16 / (6 * 256) ** 0.5
 
 
 @pytest.mark.parametrize(
-    "start, content, refinement, branch, convolution, others",
+    "start, content, refinement, branch, memory_conv, mlp_conv, others",
     [
-        ("package", UNIT, 0.1 * UNIT, BRANCH, 1.0, UNIT),
-        ("small_content", 0.02, 0.1 * UNIT, BRANCH, 1.0, UNIT),
-        ("large_refinement", UNIT, UNIT, BRANCH, 1.0, UNIT),
-        ("small_convolutions", UNIT, 0.1 * UNIT, BRANCH, 0.5, UNIT),
-        ("large_branches", UNIT, 0.1 * UNIT, 1 / 16 / 2, 1.0, UNIT),
-        ("library", 0.02, 0.02, 0.02, 1.0, 0.02),
+        ("package", UNIT, 0.1 * UNIT, BRANCH, 1.0, 0.5, UNIT),
+        ("small_content", 0.02, 0.1 * UNIT, BRANCH, 1.0, 0.5, UNIT),
+        ("large_refinement", UNIT, UNIT, BRANCH, 1.0, 0.5, UNIT),
+        ("small_memory_conv", UNIT, 0.1 * UNIT, BRANCH, 0.5, 0.5, UNIT),
+        ("large_mlp_conv", UNIT, 0.1 * UNIT, BRANCH, 1.0, 1.0, UNIT),
+        ("large_branches", UNIT, 0.1 * UNIT, 1 / 16 / 2, 1.0, 0.5, UNIT),
+        ("library", 0.02, 0.02, 0.02, 1.0, 0.5, 0.02),
     ],
 )
-def test_how_weights_start(start, content, refinement, branch, convolution, others):
+def test_how_weights_start(start, content, refinement, branch, memory_conv, mlp_conv, others):
     model = build("latents_and_window", {**SHAPE, "hidden_size": 256}, {**LATENT, "start": start})
     layer = model.model.layers[1]
     expected = {
@@ -227,10 +228,10 @@ def test_how_weights_start(start, content, refinement, branch, convolution, othe
         layer.latent_attention.input_to_latent.o_proj: content,
         layer.latent_attention.latent_self.o_proj: refinement,
         layer.latent_attention.latent_to_input.o_proj: branch,
-        layer.latent_attention.token_conv: convolution,
+        layer.latent_attention.token_conv: memory_conv,
         layer.local_attention.o_proj: branch,
         layer.local_attention.v_proj: others,
-        layer.mlp.token_conv: convolution,
+        layer.mlp.token_conv: mlp_conv,
         layer.mlp.up_proj: others,
         model.lm_head: others,
         model.model.embed_tokens: others,

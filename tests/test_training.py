@@ -377,7 +377,8 @@ STD = {
     r"(local_attention|latent_to_input)\.o_proj\.weight": BRANCH * UNIT,
     r"down_proj\.weight": BRANCH * 512**-0.5,
     r"(embed_tokens|lm_head)\.weight": 0.03,
-    r"token_conv\.weight": 1.0,
+    r"latent_attention\.token_conv\.weight": 1.0,
+    r"mlp\.token_conv\.weight": 3**-0.5,
     r"bias": 0.0,
 }
 

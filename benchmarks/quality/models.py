@@ -78,12 +78,14 @@ def redraw(model: PreTrainedModel, start: str) -> None:
 
     `small_content`: what compression adds to the latents is drawn with standard deviation 0.02. `large_branches`: what
     layers add to the token stream, smaller with their number alone, as in GPT-2. `large_refinement`: what refinement
-    adds to the latents, as large as what compression does. `small_convolutions`: their sum as large as the token.
-    `library`: everything but the convolutions and latents with 0.02, as is usual in transformers.
+    adds to the latents, as large as what compression does. `small_memory_conv`, `large_mlp_conv`: the one convolution
+    as the other. `library`: everything but the convolutions and latents with 0.02, as is usual in transformers.
     """
     for name, module in model.named_modules():
-        if start == "small_convolutions" and isinstance(module, nn.Conv1d):
+        if start == "small_memory_conv" and name.endswith("latent_attention.token_conv"):
             module.weight.mul_(module.kernel_size[0] ** -0.5)
+        elif start == "large_mlp_conv" and name.endswith("mlp.token_conv"):
+            module.weight.mul_(module.kernel_size[0] ** 0.5)
         if not isinstance(module, (nn.Linear, nn.Embedding)):
             continue
         into_stream = name.endswith(("down_proj", "local_attention.o_proj", "latent_to_input.o_proj"))
