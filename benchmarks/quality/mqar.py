@@ -14,7 +14,7 @@
 """Multi-query associative recall after Zoology (Arora et al. 2023, arXiv:2312.04927).
 
     python -m benchmarks.quality.mqar                              # reduced, for two CPU cores
-    python -m benchmarks.quality.mqar --form small                 # fewer tokens to tell apart, which all models learn
+    python -m benchmarks.quality.mqar --form small                 # fewer tokens to tell apart, learned sooner
     python -m benchmarks.quality.mqar --form full --minutes 9      # one GPU; again until it is finished
 
 A row starts with pairs of a key and a value. Later each key comes once more, and the model must say its value: the
