@@ -47,7 +47,9 @@ def draw(plot: Callable, file: Path) -> None:
         return
     figure = plt.figure(figsize=(7.5, 4.5), layout="constrained")
     plot(result, figure)
-    figure.suptitle(f"{result['title']}\nmean and standard deviation of {len(result['seeds'])} seeds", fontsize=10)
+    count = len(result["seeds"])
+    note = f"mean and standard deviation of {count} seeds" if count > 1 else "one seed"
+    figure.suptitle(f"{result['title']}\n{note}", fontsize=10)
     for axes in figure.axes:
         axes.grid(alpha=0.3)
     figure.savefig(file.with_suffix(".svg"), metadata={"Date": None})

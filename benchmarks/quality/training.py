@@ -52,9 +52,9 @@ def make_optimizer(model: nn.Module, learning_rate: float, steps: int):
     return optimizer, get_cosine_schedule_with_warmup(optimizer, math.ceil(WARMUP * steps), steps)
 
 
-def precision(device: str):
-    """bfloat16 on a GPU, float32 on a CPU."""
-    return torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
+def precision(device: str, bfloat16: bool = False):
+    """bfloat16 on a GPU, float32 on a CPU unless `bfloat16`."""
+    return torch.autocast(device, torch.bfloat16, enabled=bfloat16 or device == "cuda")
 
 
 def train(
@@ -65,6 +65,7 @@ def train(
     job: Job,
     is_solved: Callable[[], bool] | None = None,
     check_every: int = 0,
+    bfloat16: bool = False,
 ) -> dict | None:
     """
     Args:
@@ -82,7 +83,7 @@ def train(
             save(parts, step, job)
             return None
         start = time.perf_counter()
-        loss = train_step(*parts, lambda at=step: loss_at(at), job.device)
+        loss = train_step(*parts, lambda at=step: loss_at(at), precision(job.device, bfloat16))
         seconds.append(time.perf_counter() - start)
         step += 1
         if is_solved is not None and step % check_every == 0 and is_solved():
@@ -91,9 +92,9 @@ def train(
     return {"trained_steps": step, "ms_per_step": 1000 * median(seconds) if seconds else None, "loss": loss}
 
 
-def train_step(model: nn.Module, optimizer, scheduler, make_loss: Callable[[], torch.Tensor], device: str) -> float:
+def train_step(model: nn.Module, optimizer, scheduler, make_loss: Callable[[], torch.Tensor], context) -> float:
     model.train()
-    with precision(device):
+    with context:
         loss = make_loss()
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)

@@ -51,6 +51,10 @@ def parse_arguments(description: str, forms: dict, argv: list[str] | None = None
     return args
 
 
+def seeds_of(form: dict) -> tuple[int, ...]:
+    return form.get("seeds", SEEDS)
+
+
 def key_of(unit: dict) -> str:
     return json.dumps(unit, sort_keys=True)
 
@@ -116,10 +120,11 @@ def sweep(
     score: Callable[[dict], float],
     run_unit: Callable[[dict, Job], dict | None],
     args: Namespace,
+    seeds: tuple[int, ...] = SEEDS,
 ) -> dict:
     """
-    Every point with every learning rate and the first seed; then the other seeds with the learning rate of the
-    highest score.
+    Every point with every learning rate and the first seed; then the other seeds, if there are any, with the learning
+    rate of the highest score.
 
     Returns:
         `units`, all that are finished; `points`, those whose seeds are complete, as lists of units at the chosen
@@ -133,23 +138,23 @@ def sweep(
     def of(point: dict, units: list[dict]) -> list[dict]:
         return [unit for unit in units if point.items() <= unit.items()]
 
-    first = run([{**point, "learning_rate": rate} for rate in learning_rates for point in points], SEEDS[:1])
+    first = run([{**point, "learning_rate": rate} for rate in learning_rates for point in points], seeds[:1])
     complete = [point for point in points if len(of(point, first)) == len(learning_rates)]
     chosen = [{**point, "learning_rate": max(of(point, first), key=score)["learning_rate"]} for point in complete]
-    others = run(chosen, SEEDS[1:])
+    others = run(chosen, seeds[1:])
     units = first + others
     return {
         "finished": len(units),
-        "all": len(points) * (len(learning_rates) + len(SEEDS) - 1),
-        "points": [found for found in (of(point, units) for point in chosen) if len(found) == len(SEEDS)],
+        "all": len(points) * (len(learning_rates) + len(seeds) - 1),
+        "points": [found for found in (of(point, units) for point in chosen) if len(found) == len(seeds)],
         "units": units,
     }
 
 
 def mean_and_deviation(units: list[dict], metric: str) -> tuple[float, float]:
-    """Over seeds; the sample standard deviation."""
+    """Over seeds; the sample standard deviation, 0 of a single one."""
     values = [unit[metric] for unit in units]
-    return mean(values), stdev(values)
+    return mean(values), stdev(values) if len(values) > 1 else 0.0
 
 
 def write_table(name: str, title: str, forms: dict, swept: dict, args: Namespace) -> Path:
@@ -163,7 +168,7 @@ def write_table(name: str, title: str, forms: dict, swept: dict, args: Namespace
         "full_recipe": forms["full"],
         "environment": record.environment(args.device),
         "jobs": args.jobs,
-        "seeds": SEEDS,
+        "seeds": seeds_of(forms[args.form]),
     }
     return record.write(name, {**result, **swept})
 
@@ -180,5 +185,5 @@ def measure(
     """The command of a table that has one task: all units of the form that `argv` names, into `results/`."""
     args = parse_arguments(title, forms, argv)
     form, name = forms[args.form], f"quality_{table}_{args.form}"
-    swept = sweep(name, points(form), form["learning_rates"], score, run_unit, args)
+    swept = sweep(name, points(form), form["learning_rates"], score, run_unit, args, seeds_of(form))
     return write_table(name, title, forms, swept, args)
