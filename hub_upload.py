@@ -50,12 +50,12 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError,
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
-from transformers.utils.hub import convert_file_size_to_int
 
 
 T = TypeVar("T")
 PROJECT = Path(__file__).resolve().parent
 MODEL_TYPE = "latent_attention"
+ARCHITECTURES = ["LatentAttentionForCausalLM"]
 DEFAULT_LICENSE = "apache-2.0"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -166,13 +166,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def shard_size(text: str) -> str:
-    """Checks a size such as 5GB."""
-    try:
-        if convert_file_size_to_int(text) > 0:
-            return text
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r} is not a size; write a number and KB, MB or GB, as in 500MB or 5GB")
+    """Checks a size such as 5GB: what all of the library's functions that it goes to can read."""
+    if not re.fullmatch(r"0*[1-9]\d*[KMGT]B", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a size; write a whole number and KB, MB, GB or TB, as in 500MB or 5GB"
+        )
+    return text
 
 
 def check_arguments(args: argparse.Namespace):
@@ -219,19 +218,31 @@ def check_checkpoint(args: argparse.Namespace) -> Checkpoint:
     else:
         checkpoint = Checkpoint(folder)
     model_folder = checkpoint.base_folder or folder
-    model_type = read_json(model_folder / "config.json").get("model_type")
-    if model_type != MODEL_TYPE:
-        raise BadInput(
-            f"model_type in {model_folder / 'config.json'} is {model_type!r}, only {MODEL_TYPE!r} is allowed"
-        )
+    check_config(model_folder / "config.json")
     check_weights(model_folder, "model")
     return checkpoint
+
+
+def check_config(path: Path):
+    """Only language models are uploaded: the export and its card are made for one."""
+    config = read_json(path)
+    for field, allowed in (("model_type", [MODEL_TYPE]), ("architectures", [ARCHITECTURES, None])):
+        if config.get(field) not in allowed:
+            raise BadInput(f"{field} in {path} is {config.get(field)!r}, only {allowed[0]!r} is allowed")
+    if not config.get("is_causal", True):
+        raise BadInput(f"is_causal in {path} is False, only True is allowed: the model could not generate")
 
 
 def find_base(args: argparse.Namespace) -> Checkpoint:
     """An adapter's base: from a local folder only to be merged, else from the local cache, so without network."""
     folder, config_file = args.checkpoint, args.checkpoint / "adapter_config.json"
-    base = read_json(config_file).get("base_model_name_or_path")
+    config = read_json(config_file)
+    base, task_type = config.get("base_model_name_or_path"), config.get("task_type")
+    if task_type not in ("CAUSAL_LM", None):
+        raise BadInput(
+            f"task_type in {config_file} is {task_type!r}, only 'CAUSAL_LM' is allowed: of a head for another task "
+            "nothing would be left in the upload"
+        )
     check_weights(folder, "adapter_model")
     if base and Path(base).is_dir():
         if args.merge:
@@ -335,6 +346,16 @@ def add_adapter(model: torch.nn.Module, folder: Path) -> torch.nn.Module:
     return load(PeftModel, model, folder).eval()
 
 
+def merge_adapter(model: torch.nn.Module, folder: Path) -> torch.nn.Module:
+    """The base model with the adapter added to its weights."""
+    if not hasattr(model, "merge_and_unload"):
+        raise BadInput(
+            f"--merge is given but peft_type in {folder / 'adapter_config.json'} is a kind that adds nothing to the "
+            "weights, so there is nothing to merge; upload the adapter without --merge"
+        )
+    return model.merge_and_unload()
+
+
 def reference_logits(model: torch.nn.Module, merge: bool) -> dict:
     """What the export has to give: logits over more than two chunks, so that the latents have something to say."""
     config = model.config
@@ -355,7 +376,7 @@ def assemble(args: argparse.Namespace, checkpoint: Checkpoint, export: Path) -> 
         for name in ADAPTER_FILES:
             shutil.copyfile(checkpoint.folder / name, export / name)
     else:
-        model = model.merge_and_unload() if args.merge else model
+        model = merge_adapter(model, checkpoint.folder) if args.merge else model
         model.save_pretrained(export, max_shard_size=args.max_shard_size)
     folders = [checkpoint.folder] + ([checkpoint.base_folder] if args.merge else [])
     if tokenizer_folders := [folder for folder in folders if (folder / TOKENIZER_CONFIG).is_file()]:
@@ -412,7 +433,7 @@ def complete_card(path: Path, data: ModelCardData, license: str | None) -> Model
     data.license = license or card.data.license or data.license
     # Where an adapter was trained on a folder, PEFT writes that folder here. The Hub makes `base_model:` tags itself.
     card.data.pop("base_model")
-    card.data.tags = [tag for tag in card.data.tags or [] if not tag.startswith("base_model:")]
+    card.data.tags = [tag for tag in map(str, card.data.tags or []) if not tag.startswith("base_model:")]
     for name, value in data.to_dict().items():
         if isinstance(value, list):
             old = card.data.get(name) or []
@@ -455,7 +476,7 @@ def training_facts(folder: Path) -> dict:
     """From the Trainer's own record, where there is one."""
     path = folder / "trainer_state.json"
     state = read_json(path) if path.is_file() else {}
-    history = state.get("log_history", [])
+    history = state.get("log_history") or []
     facts = {name: state.get(key) for key, name in TRAINING_FACTS.items()}
     facts["last training loss"] = next((entry["loss"] for entry in reversed(history) if "loss" in entry), None)
     facts["last validation loss"] = next((e["eval_loss"] for e in reversed(history) if "eval_loss" in e), None)

@@ -225,6 +225,17 @@ def save_adapter(folder: Path, base: str, repo_id: str | None = None):
     adapter.save_pretrained(folder)
 
 
+def save_prompts(folder: Path, base: str):
+    """An adapter of learned prompts, which changes no weight."""
+    from peft import PromptTuningConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    import modeling_latent  # noqa: F401
+
+    model = AutoModelForCausalLM.from_pretrained(base)
+    get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)).save_pretrained(folder)
+
+
 def save_bin(file: Path, pickle: str):
     """The same weights as a pickle, as older versions of the libraries wrote them."""
     import torch
@@ -577,13 +588,13 @@ def test_card(upload, worker, hub, checkpoint):
 
 
 def test_a_card_of_ones_own_is_kept(upload, hub, checkpoint):
-    metadata = "license: cc-by-4.0\nlanguage: fr\ntags:\n- mine\nextra: kept\n"
+    metadata = "license: cc-by-4.0\nlanguage: fr\ntags:\n- mine\n- 3\nextra: kept\n"
     (checkpoint / "README.md").write_text(f"---\n{metadata}---\n# My words\n\nAll of them.\n")
     (checkpoint / "LICENSE").write_text("CC-BY")
     assert upload(checkpoint, "--skip-verify", "--language", "en").code == 0
     metadata, body = hub.repos[REPO_ID].files()["README.md"].decode().split("---\n", 2)[1:]
     assert body == "# My words\n\nAll of them.\n"
-    for line in ("license: cc-by-4.0", "extra: kept", "- mine", "- custom_code", "- fr", "- en"):
+    for line in ("license: cc-by-4.0", "extra: kept", "- mine", "- '3'", "- custom_code", "- fr", "- en"):
         assert line in metadata.splitlines()
 
 
@@ -628,6 +639,12 @@ def test_adapter_merged(upload, worker, hub, saved, tmp_path):
     expected = worker(logits_of, tmp_path / "adapter")
     assert worker(logits_of, tmp_path / "merged") == pytest.approx(expected, abs=1e-3)
     assert expected != pytest.approx(worker(logits_of, saved), abs=1e-3)
+
+
+def test_an_adapter_that_cannot_be_merged(upload, worker, hub, saved, tmp_path):
+    pytest.importorskip("peft")
+    worker(save_prompts, tmp_path / "adapter", str(saved))
+    assert_refused(upload(tmp_path / "adapter", "--merge"), hub, "nothing to merge")
 
 
 # Failures on the way
@@ -753,6 +770,11 @@ BAD_CHECKPOINTS = {
     "config is not JSON": (lambda folder: (folder / "config.json").write_text("{"), "cannot be read as JSON"),
     "config is a list": (lambda folder: (folder / "config.json").write_text("[]"), "holds a list"),
     "other model": (lambda folder: change_config(folder, model_type="llama"), "model_type"),
+    "masked language model": (
+        lambda folder: change_config(folder, architectures=["LatentAttentionForMaskedLM"], is_causal=False),
+        "only ['LatentAttentionForCausalLM'] is allowed",
+    ),
+    "bidirectional": (lambda folder: change_config(folder, is_causal=False), "is_causal"),
     "bad value": (lambda folder: change_config(folder, chunk_size=0), "chunk_size"),
     "other shape": (lambda folder: change_config(folder, num_latents=5), "does not load"),
     "too many layers": (lambda folder: change_config(folder, num_hidden_layers=3), "missing_keys"),
@@ -763,6 +785,10 @@ BAD_CHECKPOINTS = {
     "card metadata": (lambda folder: (folder / "README.md").write_text("---\na: [\n---\n"), "README.md"),
     "evaluation": (lambda folder: (folder / "evaluation.json").write_text('{"tool": "mine.py"}'), "mine.py"),
     "adapter config": (lambda folder: (folder / "adapter_config.json").write_text("{}"), "adapter_model.safetensors"),
+    "adapter of a classifier": (
+        lambda folder: (folder / "adapter_config.json").write_text('{"task_type": "SEQ_CLS"}'),
+        "only 'CAUSAL_LM' is allowed",
+    ),
 }
 
 
@@ -788,6 +814,8 @@ def test_bad_checkpoint(upload, hub, checkpoint, case):
         (("--revision", "dev", "--create-pr"), "--create-pr"),
         (("--max-shard-size", "5XB"), "5XB"),
         (("--max-shard-size", "0GB"), "0GB"),
+        (("--max-shard-size", "5GiB"), "a whole number and KB, MB, GB or TB"),
+        (("--max-shard-size", "0.5GB"), "a whole number and KB, MB, GB or TB"),
         (("--include", "no-such-file"), "no-such-file"),
         (("--include", "../*"), "../*"),
         (("--merge",), "--merge"),
