@@ -252,6 +252,9 @@ class StaticLatentAttentionCacheLayer(LatentAttentionCacheLayer):
     def activate_past_recording(self) -> None:
         raise ValueError("A static cache is written in place and can't go back: use a `DynamicCache` to `crop`.")
 
+    def crop(self, tokens_to_remove: int) -> None:
+        self.activate_past_recording()
+
     def reset(self) -> None:
         super().reset()
         self.length = torch.tensor(0, dtype=torch.long)

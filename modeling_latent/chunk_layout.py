@@ -79,9 +79,14 @@ class ChunkLayout(NamedTuple):
         return tokens.unflatten(1, (chunks, size))
 
     def to_tokens(self, slots: torch.Tensor) -> torch.Tensor:
-        """`(R, N, S, ...) -> (B, T, ...)`; tokens without a slot, padding, get the values of some slot."""
+        """
+        `(R, N, S, ...) -> (B, T, ...)`. Padding has no slot: it gets what the real token before it gets, from which
+        the next one is predicted; in front of a row's first token it gets zeros.
+        """
         if self.token_slots is not None:
-            return slots.flatten(0, 2)[self.token_slots].unflatten(0, self.batch_shape)
+            tokens = slots.flatten(0, 2)[self.token_slots].unflatten(0, self.batch_shape)
+            leading = self.token_valid.cumsum(1) == 0  # (B, T)
+            return tokens.masked_fill(leading.reshape(self.batch_shape + (1,) * (tokens.ndim - 2)), 0)
         return slots.flatten(1, 2)[:, : self.batch_shape[1]]
 
 

@@ -141,16 +141,16 @@ class LatentAttentionConfig(PreTrainedConfig):
         # By their older names, too, as in the library's configurations.
         older = {name: kwargs.pop(name) for name in ("rope_theta", "partial_rotary_factor") if name in kwargs}
         self.rope_parameters = {**(kwargs.pop("rope_scaling", None) or {}), **older, **(self.rope_parameters or {})}
-        self._check_rope_parameters()
+        self.validate_rope()
         super().__post_init__(**kwargs)
 
     def _require(self, holds: bool, field: str, allowed: str):
         if not holds:
             raise ValueError(f"`{field}` is {getattr(self, field)!r} but must be {allowed}.")
 
-    def _check_rope_parameters(self):
-        """Before the library completes them: it asks for a maximum length, which there is not."""
-        parameters = self.rope_parameters
+    def validate_rope(self):
+        """Before the library completes them, too: it asks for a maximum length, which there is not."""
+        parameters = self.rope_parameters or {}
         theta = parameters.get("rope_theta", self.default_theta)
         self._require(
             set(parameters) <= {"rope_type", "rope_theta"}

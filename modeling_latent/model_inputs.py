@@ -14,6 +14,7 @@
 """Checks of what a forward is given: the mask, packed sequences, and the cache."""
 
 import torch
+from torch import nn
 
 from .cache_latent import state_fields
 from .configuration_latent import LatentAttentionConfig
@@ -37,14 +38,27 @@ def check_attention_mask(attention_mask, inputs_embeds, continued: bool) -> torc
     return None if not torch.compiler.is_compiling() and valid.all() else valid
 
 
-def packed_starts(position_ids, cu_seq_lens_q, valid, inputs_embeds) -> torch.Tensor | None:
+def predictable(labels: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """`labels` `(B, T)` without that of each row's first token, which has nothing to be predicted from."""
+    if attention_mask is None:
+        return labels
+    seen = attention_mask[:, -labels.shape[1] :].bool().cumsum(1)  # (B, T)
+    return labels.masked_fill(seen <= 1, -100)
+
+
+def packed_starts(position_ids, cu_seq_lens_q, seq_idx, valid, inputs_embeds) -> torch.Tensor | None:
     """Tokens that start a sequence, `(B, T)`; `None` where every row is a single one."""
     batch, length = inputs_embeds.shape[:2]
     if cu_seq_lens_q is not None:
         if batch != 1:
-            raise ValueError(f"`cu_seq_lens_q` is for one row of packed sequences, but `input_ids` has {batch} rows.")
+            raise ValueError(
+                f"`cu_seq_lens_q` is for one row of packed sequences, but `input_ids` has {batch} rows: put them one "
+                "after another into one row, or pass `position_ids` that restart at 0."
+            )
         starts = torch.zeros(1, length + 1, dtype=torch.bool, device=inputs_embeds.device)
         return starts.index_fill(1, cu_seq_lens_q.to(starts.device, torch.long), True)[:, :-1]
+    if seq_idx is not None:
+        return seq_idx != nn.functional.pad(seq_idx[:, :-1], (1, 0), value=-1)
     if position_ids is None or length == 1:
         return None
     starts = (position_ids == 0).expand(batch, length)
@@ -74,7 +88,8 @@ def check_cache(past_key_values, config: LatentAttentionConfig, inputs_embeds) -
     if past_key_values.offloading:
         raise ValueError(
             "`past_key_values` asks for offloading, but the state is of constant size, "
-            f"{config.state_bytes(1)} bytes per row, and stays on the device: use a cache without offloading."
+            f"{config.state_bytes(1, inputs_embeds.dtype)} bytes per row, and stays on the device: use a cache "
+            "without offloading."
         )
     state = past_key_values.layers[0].state
     if state is None:

@@ -47,8 +47,9 @@ from transformers.modeling_layers import (
     GenericForTokenClassification,
     GradientCheckpointingLayer,
 )
-from transformers.modeling_outputs import SequenceClassifierOutputWithPast
+from transformers.modeling_outputs import QuestionAnsweringModelOutput, SequenceClassifierOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
@@ -68,7 +69,7 @@ from .chunk_layout import ChunkLayout, bidirectional_layout, grid_layout, step_l
 from .configuration_latent import LatentAttentionConfig
 from .latent_attention import LatentAttention, init_weights
 from .local_attention import LocalAttention, local_attention_mask, window_positions
-from .model_inputs import check_attention_mask, check_cache, packed_starts
+from .model_inputs import check_attention_mask, check_cache, packed_starts, predictable
 from .token_conv import convolve, make_token_conv
 
 
@@ -153,6 +154,10 @@ class LatentAttentionPreTrainedModel(PreTrainedModel):
         "local_attentions": OutputRecorder(LocalAttention, index=1),
     }
 
+    def __init__(self, config: LatentAttentionConfig, *args, **kwargs):
+        config.validate()  # again: fields given to `from_pretrained` are set after it was made
+        super().__init__(config, *args, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -164,7 +169,11 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
 
     def __init__(self, config: LatentAttentionConfig):
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        # Configurations on the Hub have a padding token of -1, or one that a smaller vocabulary has lost: the library
+        # warns of it. As an index it would be the last token, or an error.
+        has_padding = config.pad_token_id is not None and 0 <= config.pad_token_id < config.vocab_size
+        padding_idx = config.pad_token_id if has_padding else None
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx)
         self.layers = nn.ModuleList(
             [LatentAttentionDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)]
         )
@@ -183,6 +192,7 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         cu_seq_lens_q: torch.LongTensor | None = None,
+        seq_idx: torch.LongTensor | None = None,
         new_chunk_rows: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LatentAttentionModelOutput:
@@ -196,11 +206,14 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
             past_key_values: a `DynamicCache(config=model.config)` or `StaticCache`.
             use_cache: whether to return one; never in a bidirectional model.
             cu_seq_lens_q: `(sequences + 1,)`, where packed sequences start in the one row, and where the last ends.
+            seq_idx: `(B, T)`, number of the packed sequence that a token belongs to; another way to say the same.
             new_chunk_rows: for a step of decoding, rows among which are all that enter a new chunk; `generate()`
                 knows them without asking the device.
 
         Raises:
-            `ValueError`: for a mask that is not 2-D, and for a cache that does not belong to this model and batch.
+            `ValueError`: for a mask that is not 2-D, a cache that does not belong to this model and batch, packed
+                sequences beside a cache with tokens or in several rows with `cu_seq_lens_q`, and for embeddings
+                beside ids.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
@@ -219,7 +232,12 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
         valid = check_attention_mask(attention_mask, inputs_embeds, tokens_seen is not None)
         starts = None
         if tokens_seen is None:
-            starts = packed_starts(position_ids, cu_seq_lens_q, valid, inputs_embeds)
+            starts = packed_starts(position_ids, cu_seq_lens_q, seq_idx, valid, inputs_embeds)
+        elif cu_seq_lens_q is not None or seq_idx is not None:
+            raise ValueError(
+                "`cu_seq_lens_q` and `seq_idx` tell packed sequences apart, but `past_key_values` holds tokens of an "
+                "earlier forward, which the new ones continue. Leave them out, or pass an empty cache."
+            )
         sequences = None if cu_seq_lens_q is None else cu_seq_lens_q.shape[0] - 1
         layout = self.make_layout(
             inputs_embeds, valid, starts, sequences, tokens_seen, past_key_values is not None, new_chunk_rows
@@ -302,7 +320,8 @@ class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, GenerationMixin
         Arguments as in [`LatentAttentionModel`], and:
 
         Args:
-            labels: `(B, T)`, -100 where there is none; shifted by one inside the loss.
+            labels: `(B, T)`, -100 where there is none; shifted by one inside the loss. That of a row's first token
+                does not count, behind left padding either.
             logits_to_keep: how many of the last tokens get logits, or their indices; 0 for all.
         """
         outputs: LatentAttentionModelOutput = self.model(
@@ -315,9 +334,10 @@ class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, GenerationMixin
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])  # (B, kept, V)
         loss = None
         if labels is not None:
+            labels = predictable(labels, attention_mask)
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return LatentAttentionCausalLMOutput(
             loss=loss, logits=logits, past_key_values=outputs.past_key_values, **recorded(outputs)
@@ -365,10 +385,11 @@ class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, GenerationMixin
         """The library's, which has the cache record every forward, and would leave it doing so."""
         layers = kwargs["past_key_values"].layers
         recording = [getattr(layer, "record_past", False) for layer in layers]
-        output = super()._assisted_decoding(*args, **kwargs)
-        for layer, was_recording in zip(layers, recording, strict=True):
-            layer.record_past = was_recording
-        return output
+        try:
+            return super()._assisted_decoding(*args, **kwargs)
+        finally:
+            for layer, was_recording in zip(layers, recording, strict=True):
+                layer.record_past = was_recording
 
     def _update_model_kwargs_for_generation(self, outputs, model_kwargs, num_new_tokens: int = 1, **kwargs):
         model_kwargs = super()._update_model_kwargs_for_generation(
@@ -418,8 +439,19 @@ class LatentAttentionForMaskedLM(LatentAttentionPreTrainedModel):
         return LatentAttentionMaskedLMOutput(loss=loss, logits=logits, **recorded(outputs))
 
 
+def real_tokens(config: LatentAttentionConfig, input_ids, attention_mask, like: torch.Tensor) -> torch.Tensor:
+    """`(B, T)`, 1 for real tokens: by the mask, without one by the padding token, if there is one."""
+    if attention_mask is not None:
+        return attention_mask[:, -like.shape[1] :].to(like.device)
+    if input_ids is not None and config.pad_token_id is not None:
+        return (input_ids != config.pad_token_id).to(like.device)
+    return torch.ones(like.shape[:2], dtype=torch.bool, device=like.device)
+
+
 class LatentAttentionForSequenceClassification(GenericForSequenceClassification, LatentAttentionPreTrainedModel):
     """Classifies by the last real token, or, in a bidirectional model, by the mean of the real tokens."""
+
+    accepts_loss_kwargs = False  # a mean over rows, which `Trainer` has to divide when it accumulates gradients
 
     @can_return_tuple
     def forward(
@@ -436,7 +468,7 @@ class LatentAttentionForSequenceClassification(GenericForSequenceClassification,
         """
         outputs = self.model(input_ids, attention_mask, inputs_embeds=inputs_embeds, **kwargs)
         logits = self.score(outputs.last_hidden_state)  # (B, T, labels)
-        pooled_logits = self.pool(logits, self.real_tokens(input_ids, attention_mask, logits))
+        pooled_logits = self.pool(logits, real_tokens(self.config, input_ids, attention_mask, logits))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, pooled_logits=pooled_logits, config=self.config)
@@ -447,14 +479,6 @@ class LatentAttentionForSequenceClassification(GenericForSequenceClassification,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-
-    def real_tokens(self, input_ids, attention_mask, logits: torch.Tensor) -> torch.Tensor:
-        """`(B, T)`, 1 for real tokens."""
-        if attention_mask is not None:
-            return attention_mask[:, -logits.shape[1] :].to(logits.device)
-        if input_ids is not None and self.config.pad_token_id is not None:
-            return (input_ids != self.config.pad_token_id).to(logits.device)
-        return torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
 
     def pool(self, logits: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         """`(B, T, labels) -> (B, labels)`"""
@@ -468,9 +492,38 @@ class LatentAttentionForSequenceClassification(GenericForSequenceClassification,
 class LatentAttentionForTokenClassification(GenericForTokenClassification, LatentAttentionPreTrainedModel):
     """A label for every token."""
 
+    accepts_loss_kwargs = False  # a mean over tokens, as above
+
 
 class LatentAttentionForQuestionAnswering(GenericForQuestionAnswering, LatentAttentionPreTrainedModel):
-    """Where the answer starts and ends."""
+    """Where the answer starts and ends, which is not in the padding."""
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        start_positions: torch.LongTensor | None = None,
+        end_positions: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> QuestionAnsweringModelOutput:
+        """Arguments as in [`LatentAttentionModel`], and `start_positions` and `end_positions`, `(B,)`."""
+        outputs = self.model(input_ids, attention_mask, inputs_embeds=inputs_embeds, **kwargs)
+        logits = self.qa_outputs(outputs.last_hidden_state)  # (B, T, 2)
+        padding = ~real_tokens(self.config, input_ids, attention_mask, logits).bool()
+        logits = logits.masked_fill(padding[..., None], torch.finfo(logits.dtype).min)
+        start_logits, end_logits = logits.unbind(-1)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = self.loss_function(start_logits, end_logits, start_positions, end_positions, **kwargs)
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start_logits,
+            end_logits=end_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
 
 
 # Here and not in the package's `__init__`, which a checkpoint does not carry: the heads make their base model through
@@ -485,6 +538,8 @@ for _auto_class, _model_class in (
 ):
     _auto_class.register(LatentAttentionConfig, _model_class, exist_ok=True)
     _model_class.register_for_auto_class(_auto_class.__name__)
+# By this table `Trainer` tells whose labels label smoothing has to shift; registration does not write to it.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault(LatentAttentionConfig.model_type, LatentAttentionForCausalLM.__name__)
 
 __all__ = [
     "LatentAttention",

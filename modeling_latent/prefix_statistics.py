@@ -118,5 +118,6 @@ def _merge_visible(lse, out, visible):
     prefix_lse = logits.logsumexp(-1)  # (R, H, M, i)
     # Masked again: beside nothing but empty spans an unseen one would weigh exp(EMPTY - EMPTY) = 1.
     weights = (logits - prefix_lse[..., None]).exp() * visible
-    prefix_out = weights @ out.movedim(1, -2)  # (R, H, M, i, d)
+    with torch.autocast(out.device.type, enabled=False):  # which would make a product of float32 one of bfloat16
+        prefix_out = weights @ out.movedim(1, -2)  # (R, H, M, i, d)
     return prefix_lse.movedim(-1, 1), prefix_out.movedim(-2, 1)

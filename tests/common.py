@@ -19,10 +19,7 @@ from modeling_latent import LatentAttentionConfig, LatentAttentionForCausalLM
 
 
 def tiny_config(**overrides) -> LatentAttentionConfig:
-    """
-    Two layers, 16 wide, chunks of 4 tokens, 3 latents; heads differ in number, and convolutions in length. Without the
-    one in front of the memory there is none in front of the MLP, either.
-    """
+    """Two layers, 16 wide, chunks of 4 tokens, 3 latents; heads differ in number, and convolutions in length."""
     settings = {
         "vocab_size": 31,
         "hidden_size": 16,
@@ -32,7 +29,7 @@ def tiny_config(**overrides) -> LatentAttentionConfig:
         "num_key_value_heads": 2,
         "num_latents": 3,
         "chunk_size": 4,
-        "mlp_conv_kernel_size": 3 if overrides.get("conv_kernel_size", 4) else 0,
+        "mlp_conv_kernel_size": 3,
     }
     return LatentAttentionConfig(**{**settings, **overrides})
 

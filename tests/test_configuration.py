@@ -30,9 +30,9 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from common import random_ids, tiny_config, tiny_model
+from common import random_ids, randomize, tiny_config, tiny_model
 from configuration import summary
-from modeling_latent import LatentAttentionConfig
+from modeling_latent import LatentAttentionConfig, LatentAttentionForCausalLM
 
 
 README = Path(summary.__file__).parent / "README.md"
@@ -206,6 +206,33 @@ def test_arguments_of_from_pretrained_override_and_unknown_ones_come_back(tmp_pa
     config, unused = AutoConfig.from_pretrained(tmp_path, num_latents=7, note="x", return_unused_kwargs=True)
     assert config.num_latents == 7
     assert unused == {"note": "x"}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"chunk_size": 0},
+        {"norm_type": "batch_norm"},
+        {"attention_dropout": 1.5},
+        {"hidden_act": "sillu"},
+        {"conv_kernel_size": -1},
+        {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}},
+    ],
+)
+def test_bad_values_are_refused_while_weights_are_loaded_too(overrides, tmp_path):
+    """The library sets such fields after the configuration has been made."""
+    tiny_model().save_pretrained(tmp_path)
+    with pytest.raises((ValueError, StrictDataclassError), match=f"`{next(iter(overrides))}` is "):
+        LatentAttentionForCausalLM.from_pretrained(tmp_path, **overrides)
+
+
+@pytest.mark.parametrize("pad_token_id", [-1, 31, 40])
+def test_a_padding_token_outside_of_the_vocabulary_is_no_token(pad_token_id, tmp_path):
+    """As configurations on the Hub have it, or after `resize_token_embeddings`; the library warns."""
+    randomize(LatentAttentionForCausalLM(tiny_config(pad_token_id=pad_token_id))).save_pretrained(tmp_path)
+    model = LatentAttentionForCausalLM.from_pretrained(tmp_path)
+    model(random_ids(1, 9), labels=random_ids(1, 9)).loss.backward()
+    assert model.model.embed_tokens.padding_idx is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

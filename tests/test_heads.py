@@ -72,6 +72,27 @@ def test_a_padded_row_is_classified_as_it_is_alone(is_causal, tell):
         torch.testing.assert_close(logits[row], alone, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_an_answer_is_never_in_the_padding(is_causal):
+    """A padded row has the answer and the loss that it has alone, on either side."""
+    model = head_model(AutoModelForQuestionAnswering, is_causal=is_causal)
+    input_ids, mask = random_ids(2, 13), torch.ones(2, 13, dtype=torch.long)
+    mask[0, :5] = mask[1, 8:] = 0
+    first = torch.tensor([5, 0])
+    ends = first + 7
+    outputs = model(input_ids, mask, start_positions=first, end_positions=ends)
+    alone = [model(ids[real.bool()][None]) for ids, real in zip(input_ids, mask, strict=True)]
+    for name in ("start_logits", "end_logits"):
+        logits = getattr(outputs, name)
+        assert torch.equal(logits.argmax(1), first + torch.cat([getattr(row, name).argmax(1) for row in alone]))
+        torch.testing.assert_close(logits[mask.bool()], torch.cat([getattr(row, name)[0] for row in alone]))
+    losses = [
+        model(ids[real.bool()][None], start_positions=torch.tensor([0]), end_positions=torch.tensor([7])).loss
+        for ids, real in zip(input_ids, mask, strict=True)
+    ]
+    torch.testing.assert_close(outputs.loss, sum(losses) / 2)
+
+
 def test_pooling_is_by_the_last_token_or_by_the_mean():
     logits = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
     real = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0]])

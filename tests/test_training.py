@@ -24,7 +24,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 from torch.nn.functional import cross_entropy
-from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    DataCollatorWithFlattening,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.distributed import DistributedConfig
 
 from common import random_ids, randomize, tiny_config, tiny_model
@@ -85,6 +93,28 @@ def test_shift_labels_are_taken_as_they_are():
     close(outputs.loss, cross_entropy(outputs.logits.flatten(0, 1), targets.flatten()))
 
 
+def test_a_left_padded_row_trains_as_it_does_alone():
+    """
+    Its first token has nothing to be predicted from, least of all what stands at the padding: that once was the
+    output of a slot that the token itself had been read by.
+    """
+    model, batch = tiny_model(dtype=torch.float64), padded_batch()
+    batch["labels"] = batch["input_ids"]  # at padding, too: what is to be predicted there does not count
+    tokens = sum(int(row.sum()) - 1 for row in batch["attention_mask"][:2])
+    two = {name: value[:2] for name, value in batch.items()}
+    ours = gradients(model, **two, num_items_in_batch=tokens)
+    loss = model(**two, num_items_in_batch=tokens).loss
+    model.zero_grad(set_to_none=True)
+    rows = [row[mask.bool()][None] for row, mask in zip(two["input_ids"], two["attention_mask"], strict=True)]
+    alone = sum(model(row, labels=row, num_items_in_batch=tokens).loss for row in rows)
+    alone.backward()
+    close(loss, alone, atol=1e-6)
+    close(ours, {name: parameter.grad for name, parameter in model.named_parameters()}, atol=1e-6)
+    # Not by the labels alone: `Trainer` takes them away to smooth them.
+    logits = model(batch["input_ids"], batch["attention_mask"]).logits
+    assert not logits[1, :5].any() and logits[1, 5:].any()
+
+
 @pytest.mark.parametrize(("kept", "positions"), [(1, [-1]), (3, [-3, -2, -1]), (torch.tensor([0, 5]), [0, 5])])
 def test_logits_to_keep(kept, positions):
     model, input_ids = tiny_model(), random_ids(2, LENGTH)
@@ -106,7 +136,8 @@ def test_every_parameter_has_a_gradient(is_causal, local_attention, kernel, rand
     for name, gradient in gradients(model, input_ids=input_ids, labels=input_ids).items():
         # Adding the same number to all scores of a query changes nothing, so a bias of keys that are not rotated
         # has a gradient of rounding errors.
-        assert gradient is not None and gradient.abs().max() > 0 or name.endswith("k_proj.bias"), name
+        no_rotation = name.endswith("k_proj.bias") and "local_attention" not in name
+        assert gradient is not None and (gradient.abs().max() > 0 or no_rotation), name
 
 
 @pytest.mark.parametrize("length", [3, 4])
@@ -246,14 +277,16 @@ def test_one_graph_serves_all_batch_sizes_and_lengths(padded, fresh_compiler):
 
 
 @pytest.mark.parametrize("lengths", [(5, 8, 1, 13), (4, 8, 4), (1, 1, 3), (9,)])
-@pytest.mark.parametrize("sent", ["position_ids", "cu_seq_lens", "both"])
+@pytest.mark.parametrize("sent", ["position_ids", "cu_seq_lens", "both", "seq_idx"])
 @pytest.mark.parametrize("is_causal", [True, False])
 @pytest.mark.parametrize("kernel", [0, 4])
 def test_packed_documents_equal_the_documents_one_by_one(lengths, sent, is_causal, kernel):
     model = tiny_model(dtype=torch.float64, is_causal=is_causal, conv_kernel_size=kernel)
     documents = [random_ids(length, seed=length) for length in lengths]
     collator = DataCollatorWithFlattening(
-        return_position_ids=sent != "cu_seq_lens", return_flash_attn_kwargs=sent != "position_ids"
+        return_position_ids=sent in ("position_ids", "both"),
+        return_flash_attn_kwargs=sent in ("cu_seq_lens", "both"),
+        return_seq_idx=sent == "seq_idx",
     )
     batch = collator([{"input_ids": document.tolist()} for document in documents])
     tokens = sum(length - 1 for length in lengths)  # that a label is known for
@@ -270,6 +303,14 @@ def test_packed_documents_equal_the_documents_one_by_one(lengths, sent, is_causa
         expected = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         actual = torch.zeros_like(parameter) if packed[name] is None else packed[name]
         close(actual, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("packed", [{"cu_seq_lens_q": torch.tensor([0, 2, 5])}, {"seq_idx": torch.ones(1, 5)}])
+def test_packed_documents_beside_a_filled_cache_are_refused(packed):
+    model = tiny_model()
+    cache = model(random_ids(1, 6), use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="`past_key_values` holds tokens"):
+        model(random_ids(1, 5), past_key_values=cache, **packed)
 
 
 # Embeddings
@@ -498,6 +539,30 @@ def test_gradient_accumulation_equals_a_big_batch(tmp_path):
     parts.train()
     assert losses(parts) == pytest.approx(losses(whole), abs=1e-4)
     close(dict(parts.model.named_parameters()), dict(whole.model.named_parameters()), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "auto_class", [AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTokenClassification]
+)
+def test_every_loss_is_a_mean_however_gradients_are_accumulated(auto_class, tmp_path):
+    def trained(**arguments) -> dict[str, torch.Tensor]:
+        trainer = make_trainer(tmp_path, max_steps=1, optim="sgd", **arguments)
+        trainer = Trainer(randomize(auto_class.from_config(tiny_config())), trainer.args, train_dataset=rows)
+        trainer.train()
+        return dict(trainer.model.named_parameters())
+
+    ids = random_ids(8, 9).tolist()
+    labels = [sum(row) % 2 for row in ids] if "Sequence" in auto_class.__name__ else [[0, 1, 1] * 3] * 8
+    rows = [{"input_ids": row, "labels": label} for row, label in zip(ids, labels, strict=True)]
+    parts = trained(per_device_train_batch_size=1, gradient_accumulation_steps=4)
+    close(parts, trained(per_device_train_batch_size=4), atol=1e-4)
+
+
+def test_label_smoothing_is_of_the_next_token(tmp_path):
+    """So little of it that the loss is that without, which the model shifts by itself."""
+    trainer = make_trainer(tmp_path, label_smoothing_factor=1e-6)
+    batch = {"input_ids": random_ids(2, 9), "labels": random_ids(2, 9)}
+    close(trainer.compute_loss(trainer.model, dict(batch)), trainer.model(**batch).loss, atol=1e-4)
 
 
 # Parallel plans
