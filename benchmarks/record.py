@@ -35,10 +35,11 @@ def processor() -> str:
 
 
 def revision() -> str:
-    """The commit that is checked out, with a `+` where files differ from it."""
-    here = Path(__file__).parent
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True).stdout.strip()
-    changed = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True).stdout
+    """The commit that is checked out, with a `+` where files other than those that benchmarks write differ from it."""
+    root = Path(__file__).parents[1]
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True).stdout.strip()
+    status = ["git", "status", "--porcelain", "--", ".", ":!benchmarks/results", ":!benchmarks/figures"]
+    changed = subprocess.run(status, cwd=root, capture_output=True, text=True).stdout
     return commit + "+" * bool(changed.strip()) if commit else "not a git checkout"
 
 

@@ -91,7 +91,7 @@ class Target(NamedTuple):
     bound: float | None = None  # None: stated, without a target
 
     def row(self, result: dict) -> str:
-        target = "stated" if self.bound is None else f"{self.sign} {self.bound:,}"
+        target = "none" if self.bound is None else f"{self.sign} {self.bound:,}"
         try:
             value = self.value(result)
         except KeyError:
@@ -194,8 +194,13 @@ def measure_ratios(result: dict, measure: str) -> str:
 
 
 def origin(result: dict, device: str, readme: Path) -> str:
-    """The figure, and in one line where the numbers come from; the first part has the times."""
-    environment = next(iter(result["parts"].values()))
+    """The figure, and in one line where the numbers come from. All parts are of one machine and the same versions."""
+    environments = list(result["parts"].values())
+    environment = environments[0]
+    for name in ("device", "threads", "torch", "transformers"):
+        values = {part[name] for part in environments}
+        if len(values) > 1:
+            raise ValueError(f"Parts of speed-{device}.json differ in `{name}`, {values}: measure all of them again.")
     figure = os.path.relpath(FIGURES / f"speed-{device}.svg", readme.parent)
     file = os.path.relpath(record.RESULTS / f"speed-{device}.json", readme.parent)
     return (

@@ -37,8 +37,9 @@ def make_linear(in_features: int, out_features: int, bias: bool = False, size: f
 
 def branch_size(config: LatentAttentionConfig) -> float:
     """
-    Of what a branch adds to the token stream. There are three in a layer, and all of them together start as large as
-    the embeddings: larger ones drown the token that they are added to (Takase et al. 2023, arXiv:2312.16903).
+    Of what a branch adds to the token stream. There are up to three in a layer, and all of them together start about
+    as large as the embeddings: larger ones drown the token that they are added to (Takase et al. 2023,
+    arXiv:2312.16903).
     """
     return config.initializer_range / (3 * config.num_hidden_layers) ** 0.5
 

@@ -29,13 +29,15 @@ from .token_conv import convolve, make_token_conv
 
 def init_weights(config: LatentAttentionConfig, module: nn.Module) -> None:
     """
+    How every parameter starts:
+
     latents                                          normal, std 1: a norm after tiny vectors blows up gradients
     embeddings, lm_head, heads of tasks              normal, std initializer_range
     local o_proj, latent_to_input.o_proj, down_proj  normal, std initializer_range / sqrt(3 layers fan_in), not zero
     latent_self.o_proj                               normal, std 0.1 / sqrt(fan_in): latents stay distinct
     other linear layers                              normal, std 1 / sqrt(fan_in): variance is kept
-    token_conv of the memory                         normal, std 1: each token in it is as large as the token
-    token_conv of the MLP                            normal, std 1 / sqrt(kernel): all in it together are
+    token_conv of the memory                         normal, std 1: each token before weighs as much as the token
+    token_conv of the MLP                            normal, std 1 / sqrt(kernel): all its tokens weigh as much as one
     biases                                           zero
     """
     if isinstance(module, LatentAttention):

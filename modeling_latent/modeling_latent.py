@@ -73,8 +73,9 @@ from .model_inputs import check_attention_mask, check_cache, packed_starts, pred
 from .token_conv import convolve, make_token_conv
 
 
-# Not "…Attention…": in this file the library takes a module of such a name for an attention of its own making, and
-# `set_attn_implementation` would then only warn.
+# No class in this file but models may have "Attention" in its name: transformers searches the file for such modules,
+# finds no call of its attention interface beside them (that is in attention.py), and `set_attn_implementation` then
+# only warns.
 class GatedMLP(nn.Module):
     def __init__(self, config: LatentAttentionConfig):
         super().__init__()

@@ -347,8 +347,13 @@ def test_the_reduced_form_is_named_and_its_points_can_be_built():
 
 
 def test_what_is_reduced_is_listed():
-    result = {"recipe": {"steps": 5, "a": {"b": 1, "c": [2]}}, "full_recipe": {"steps": 50, "a": {"b": 1, "c": [3]}}}
-    assert tables.reductions(result) == "Reduced: steps 5 (full: 50); a.c [2] (full: [3]).\n\n"
+    result = {
+        "recipe": {"steps": 5, "a": {"b": 1, "c": [2]}, "d": 1},
+        "full_recipe": {"steps": 50, "a": {"b": 1, "c": [3]}},
+    }
+    assert tables.reductions(result) == (
+        "What differs from the full form: steps 5 (full: 50); a.c [2] (full: [3]); d 1 (full: not set).\n\n"
+    )
     for module in MODULES.values():
         assert tables.flat(module.FORMS["reduced"]).keys() == tables.flat(module.FORMS["full"]).keys()
 
@@ -378,8 +383,16 @@ def test_what_the_readmes_say_of_the_tables_is_in_them():
     def behind(model: str, peer: str) -> str:
         return f"{loss(model) - loss(peer):.2f}"
 
+    def size(table: str, model: str, **settings) -> str:
+        return f"{mean_of(table, lambda unit: unit['parameters'], model, **settings):,.0f}"
+
     ours = "latents_and_window"
     sentences = [
+        f"after a short training 16 latents ({size('mqar', ours, num_latents=16)} parameters) recall "
+        f"{recall(ours, num_latents=16)} of the values, full attention ({size('mqar', 'full_attention')}) "
+        f"{recall('full_attention')} and the window alone next to nothing; trained on 64 tokens, the model with "
+        f"latents ({size('passkey', ours)} parameters) finds a passkey in 1,024 tokens in {passkey_at_16(ours)} of the texts, "
+        f"Mamba-2 ({size('passkey', 'mamba2')}) in {passkey_at_16('mamba2')}. ",
         f"16 of them recall {recall(ours, num_latents=16)} after so short a training, 4 recall "
         f"{recall(ours, num_latents=4)}, and the window alone {recall('window')}. Full attention has come to "
         f"{recall('full_attention')} ",

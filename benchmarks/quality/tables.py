@@ -157,10 +157,9 @@ def flat(recipe: dict, prefix: str = "") -> dict[str, str]:
 def reductions(result: dict) -> str:
     """What differs from the full form, or nothing."""
     here, full = flat(result["recipe"]), flat(result["full_recipe"])
-    changed = [
-        f"{name} {value} (full: {full[name]})" for name, value in here.items() if full.get(name, value) != value
-    ]
-    return f"Reduced: {'; '.join(changed)}.\n\n" if changed else ""
+    values = {name: (value, full.get(name, "not set")) for name, value in here.items()}
+    changed = [f"{name} {value} (full: {other})" for name, (value, other) in values.items() if value != other]
+    return f"What differs from the full form: {'; '.join(changed)}.\n\n" if changed else ""
 
 
 def seeds(result: dict) -> str:
