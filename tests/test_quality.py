@@ -391,8 +391,8 @@ def test_what_the_readmes_say_of_the_tables_is_in_them():
         f"after a short training 16 latents ({size('mqar', ours, num_latents=16)} parameters) recall "
         f"{recall(ours, num_latents=16)} of the values, full attention ({size('mqar', 'full_attention')}) "
         f"{recall('full_attention')} and the window alone next to nothing; trained on 64 tokens, the model with "
-        f"latents ({size('passkey', ours)} parameters) finds a passkey in 1,024 tokens in {passkey_at_16(ours)} of the texts, "
-        f"Mamba-2 ({size('passkey', 'mamba2')}) in {passkey_at_16('mamba2')}. ",
+        f"latents ({size('passkey', ours)} parameters) finds a passkey in 1,024 tokens in {passkey_at_16(ours)} of "
+        f"the texts, Mamba-2 ({size('passkey', 'mamba2')}) in {passkey_at_16('mamba2')}. ",
         f"16 of them recall {recall(ours, num_latents=16)} after so short a training, 4 recall "
         f"{recall(ours, num_latents=4)}, and the window alone {recall('window')}. Full attention has come to "
         f"{recall('full_attention')} ",
