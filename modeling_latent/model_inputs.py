@@ -46,9 +46,16 @@ def predictable(labels: torch.Tensor, attention_mask: torch.Tensor | None) -> to
     return labels.masked_fill(seen <= 1, -100)
 
 
-def packed_starts(position_ids, cu_seq_lens_q, seq_idx, valid, inputs_embeds) -> torch.Tensor | None:
-    """Tokens that start a sequence, `(B, T)`; `None` where every row is a single one."""
+def packed_starts(position_ids, cu_seq_lens_q, seq_idx, valid, tokens_seen, inputs_embeds) -> torch.Tensor | None:
+    """Tokens that start a sequence, `(B, T)`; `None` where every row is a single one, or continues from a cache."""
     batch, length = inputs_embeds.shape[:2]
+    if tokens_seen is not None:
+        if cu_seq_lens_q is not None or seq_idx is not None:
+            raise ValueError(
+                "`cu_seq_lens_q` and `seq_idx` tell packed sequences apart, but `past_key_values` holds tokens of an "
+                "earlier forward, which the new ones continue. Leave them out, or pass an empty cache."
+            )
+        return None
     if cu_seq_lens_q is not None:
         if batch != 1:
             raise ValueError(
@@ -77,6 +84,11 @@ def check_cache(past_key_values, config: LatentAttentionConfig, inputs_embeds) -
     """Tokens that the cache has seen, `(B,)`; `None` for an empty cache, or none."""
     if past_key_values is None:
         return None
+    if not config.is_causal:
+        raise ValueError(
+            "`past_key_values` is for causal models: with `is_causal=False` every token sees the future, so nothing "
+            "can be kept. Leave it out."
+        )
     # By name: a copy of this code that was loaded from the Hub has classes of its own.
     names = {getattr(layer, "_layer_type", None) or type(layer).__name__ for layer in past_key_values.layers}
     own = {config.model_type, "StaticLatentAttentionCacheLayer"}

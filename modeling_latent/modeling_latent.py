@@ -220,25 +220,11 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
             raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        if not self.config.is_causal:
-            if past_key_values is not None:
-                raise ValueError(
-                    "`past_key_values` is for causal models: with `is_causal=False` every token sees the future, so "
-                    "nothing can be kept. Leave it out."
-                )
-            use_cache = False
-        if use_cache and past_key_values is None:
+        if use_cache and self.config.is_causal and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         tokens_seen = check_cache(past_key_values, self.config, inputs_embeds)
         valid = check_attention_mask(attention_mask, inputs_embeds, tokens_seen is not None)
-        starts = None
-        if tokens_seen is None:
-            starts = packed_starts(position_ids, cu_seq_lens_q, seq_idx, valid, inputs_embeds)
-        elif cu_seq_lens_q is not None or seq_idx is not None:
-            raise ValueError(
-                "`cu_seq_lens_q` and `seq_idx` tell packed sequences apart, but `past_key_values` holds tokens of an "
-                "earlier forward, which the new ones continue. Leave them out, or pass an empty cache."
-            )
+        starts = packed_starts(position_ids, cu_seq_lens_q, seq_idx, valid, tokens_seen, inputs_embeds)
         sequences = None if cu_seq_lens_q is None else cu_seq_lens_q.shape[0] - 1
         layout = self.make_layout(
             inputs_embeds, valid, starts, sequences, tokens_seen, past_key_values is not None, new_chunk_rows
