@@ -11,13 +11,69 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Checks of what a forward is given: the mask, packed sequences, and the cache."""
+"""Checks of what a forward or `generate()` is given: the mask, packed sequences, and the cache."""
+
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from .cache_latent import state_fields
 from .configuration_latent import LatentAttentionConfig
+
+
+class TokensSeen(NamedTuple):
+    """How many tokens each row of a cache has seen, on the host, as long as nobody else changes the cache."""
+
+    length: int
+    counts: list[int]
+
+    @classmethod
+    def of(cls, past_key_values) -> "TokensSeen":
+        return cls(int(past_key_values.get_seq_length()), past_key_values.layers[0].state.tokens_seen.tolist())
+
+    def after(self, new_tokens: int) -> "TokensSeen":
+        return TokensSeen(self.length + new_tokens, [count + new_tokens for count in self.counts])
+
+    def fits(self, past_key_values, tokens: torch.Tensor) -> bool:
+        """Whether it still is of this cache: neither expanded nor cropped, which a static one can't be."""
+        if past_key_values is None:
+            return False
+        length = past_key_values.get_seq_length()
+        return len(self.counts) == tokens.shape[0] and (isinstance(length, torch.Tensor) or length == self.length)
+
+
+def check_inputs(inputs_embeds: torch.Tensor, past_key_values, checkpointing: bool) -> None:
+    """That there are tokens, and no cache where layers forget it."""
+    if 0 in inputs_embeds.shape[:2]:
+        raise ValueError(
+            f"The input is of shape {tuple(inputs_embeds.shape[:2])}, without any token. Beside a cache pass the new "
+            "tokens, and a mask that covers the past as well; or the whole sequence."
+        )
+    if checkpointing and past_key_values is not None:
+        raise ValueError(
+            "`past_key_values` is given, but the model is training with gradient checkpointing, whose layers keep no "
+            "cache. Call `model.eval()` or `gradient_checkpointing_disable()`, or pass `use_cache=False`."
+        )
+
+
+def check_past_of_mask(attention_mask, tokens: torch.Tensor, past_key_values) -> None:
+    """
+    A cache can't take out again what it has read, so the mask of a batch must not hide it now. Waits for the device.
+
+    Not of a single row, which has not ended before another: where no mask is given, the library guesses one from
+    padding tokens, and the row may have meant them.
+    """
+    layers = getattr(past_key_values, "layers", [])
+    state = getattr(layers[0], "state", None) if layers else None  # another model's cache is the forward's to refuse
+    batch, new = tokens.shape[:2]
+    if state is None or attention_mask is None or batch == 1 or attention_mask.shape[1] == new:
+        return
+    if (attention_mask[:, :-new].sum(1) < state.tokens_seen).any():
+        raise ValueError(
+            "`attention_mask` hides tokens that `past_key_values` has read, as it does of padding behind a row that "
+            "ended early: they can't be taken out again. Leave the cache out, or continue such a row alone."
+        )
 
 
 def check_attention_mask(attention_mask, inputs_embeds, continued: bool) -> torch.Tensor | None:
@@ -46,6 +102,18 @@ def predictable(labels: torch.Tensor, attention_mask: torch.Tensor | None) -> to
     return labels.masked_fill(seen <= 1, -100)
 
 
+def check_no_restart(position_ids, valid, tokens_seen: torch.Tensor) -> None:
+    """Positions beside a cache could only mean that a new sequence starts there. Waits for the device."""
+    if position_ids is None or position_ids.shape[1] == 1 or torch.compiler.is_compiling():
+        return
+    restarts = (position_ids == 0) & (tokens_seen > 0)[:, None]
+    if (restarts if valid is None else restarts & valid).any():
+        raise ValueError(
+            "`position_ids` start at 0 again, but `past_key_values` holds tokens of an earlier forward, which the new "
+            "ones continue. Pass packed sequences in one forward, without `prefill_chunk_size`; or an empty cache."
+        )
+
+
 def packed_starts(position_ids, cu_seq_lens_q, seq_idx, valid, tokens_seen, inputs_embeds) -> torch.Tensor | None:
     """Tokens that start a sequence, `(B, T)`; `None` where every row is a single one, or continues from a cache."""
     batch, length = inputs_embeds.shape[:2]
@@ -55,6 +123,7 @@ def packed_starts(position_ids, cu_seq_lens_q, seq_idx, valid, tokens_seen, inpu
                 "`cu_seq_lens_q` and `seq_idx` tell packed sequences apart, but `past_key_values` holds tokens of an "
                 "earlier forward, which the new ones continue. Leave them out, or pass an empty cache."
             )
+        check_no_restart(position_ids, valid, tokens_seen)
         return None
     if cu_seq_lens_q is not None:
         if batch != 1:

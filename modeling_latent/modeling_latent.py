@@ -69,7 +69,15 @@ from .chunk_layout import ChunkLayout, bidirectional_layout, grid_layout, step_l
 from .configuration_latent import LatentAttentionConfig
 from .latent_attention import LatentAttention, init_weights
 from .local_attention import LocalAttention, local_attention_mask, window_positions
-from .model_inputs import check_attention_mask, check_cache, packed_starts, predictable
+from .model_inputs import (
+    TokensSeen,
+    check_attention_mask,
+    check_cache,
+    check_inputs,
+    check_past_of_mask,
+    packed_starts,
+    predictable,
+)
 from .token_conv import convolve, make_token_conv
 
 
@@ -220,7 +228,9 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
             raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        if use_cache and self.config.is_causal and past_key_values is None:
+        check_inputs(inputs_embeds, past_key_values, self.gradient_checkpointing and self.training)
+        use_cache = use_cache and self.config.is_causal and not (self.gradient_checkpointing and self.training)
+        if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         tokens_seen = check_cache(past_key_values, self.config, inputs_embeds)
         valid = check_attention_mask(attention_mask, inputs_embeds, tokens_seen is not None)
@@ -362,15 +372,18 @@ class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, GenerationMixin
             **kwargs,
         )
         tokens = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
-        if tokens_seen is not None and past_key_values is not None and tokens.shape[1] == 1:
+        if is_first_iteration:
+            check_past_of_mask(inputs.get("attention_mask"), tokens, past_key_values)
+        if tokens_seen is not None and tokens.shape[1] == 1 and tokens_seen.fits(past_key_values, tokens):
             inputs["attention_mask"] = None
-            rows = [row for row, seen in enumerate(tokens_seen) if seen > 0 and seen % self.config.chunk_size == 0]
+            size = self.config.chunk_size
+            rows = [row for row, seen in enumerate(tokens_seen.counts) if seen > 0 and seen % size == 0]
             inputs["new_chunk_rows"] = torch.tensor(rows, dtype=torch.long).to(tokens.device, non_blocking=True)
         return inputs
 
     def _assisted_decoding(self, *args, **kwargs):
         """The library's, which has the cache record every forward, and would leave it doing so."""
-        layers = kwargs["past_key_values"].layers
+        layers = getattr(kwargs.get("past_key_values"), "layers", [])
         recording = [getattr(layer, "record_past", False) for layer in layers]
         try:
             return super()._assisted_decoding(*args, **kwargs)
@@ -384,11 +397,27 @@ class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, GenerationMixin
         )
         seen = model_kwargs.get("tokens_seen")
         if seen is not None:
-            model_kwargs["tokens_seen"] = [count + num_new_tokens for count in seen]
+            model_kwargs["tokens_seen"] = seen.after(num_new_tokens)
         elif outputs.past_key_values is not None:
             # Once after the prefill: the only time that the host has to ask.
-            model_kwargs["tokens_seen"] = outputs.past_key_values.layers[0].state.tokens_seen.tolist()
+            model_kwargs["tokens_seen"] = TokensSeen.of(outputs.past_key_values)
         return model_kwargs
+
+    def _prefill(self, input_ids, generation_config, model_kwargs, *args, **kwargs):
+        mask = model_kwargs.get("attention_mask")
+        if generation_config.prefill_chunk_size is not None and mask is not None and not mask[:, -1].all():
+            raise ValueError(
+                f"`prefill_chunk_size` is {generation_config.prefill_chunk_size}, but `attention_mask` has padding at "
+                "the end: the last piece of such a row may have no token from which the next one follows. Pad on the "
+                "left, or leave `prefill_chunk_size` out."
+            )
+        return super()._prefill(input_ids, generation_config, model_kwargs, *args, **kwargs)
+
+    def init_continuous_batching(self, *args, **kwargs):
+        raise ValueError(
+            "Continuous batching pages the keys and values of every token, and this model keeps a state of constant "
+            "size instead: call `generate()` with a padded batch."
+        )
 
 
 class LatentAttentionForMaskedLM(LatentAttentionPreTrainedModel):

@@ -368,6 +368,98 @@ def test_prefill_in_pieces_generates_the_same(prefill_chunk_size, cache_implemen
     assert torch.equal(generate(model, batch["input_ids"][:1], **settings), expected[:1])
 
 
+# What a cache or the library cannot do for this model, in words instead of other text
+
+
+def prefilled(model, prompt) -> tuple[DynamicCache, dict]:
+    """As a decoding loop of one's own has them after the prefill, `generate()`'s count of tokens among them."""
+    cache = DynamicCache(config=model.config)
+    kwargs = {"past_key_values": cache, "attention_mask": torch.ones_like(prompt)}
+    outputs = model(**model.prepare_inputs_for_generation(prompt, is_first_iteration=True, **kwargs))
+    return cache, model._update_model_kwargs_for_generation(outputs, kwargs)
+
+
+@pytest.mark.parametrize("change", ["expanded", "cropped"])
+@torch.no_grad()
+def test_a_loop_of_ones_own_may_expand_or_crop_the_cache(change):
+    """The host's count of tokens is then no longer the cache's, and the step has to look which rows enter a chunk."""
+    model, prompt = double_model(), random_ids(1, 8 if change == "expanded" else 9)
+    cache, kwargs = prefilled(model, prompt)
+    if change == "expanded":
+        cache.batch_repeat_interleave(3)
+        _, kwargs = model._expand_inputs_for_generation(expand_size=3, **kwargs)
+        sequence = torch.cat([prompt.repeat(3, 1), random_ids(3, 1, seed=2)], dim=1)
+    else:
+        cache, kwargs = DynamicCache(config=model.config), {}
+        cache.activate_past_recording()
+        outputs = model(prompt, past_key_values=cache)
+        kwargs = model._update_model_kwargs_for_generation(outputs, {"attention_mask": torch.ones_like(prompt)})
+        cache.crop(-1)
+        sequence = torch.cat([prompt[:, :-1], random_ids(1, 1, seed=2)], dim=1)
+    kwargs["past_key_values"] = cache
+    inputs = model.prepare_inputs_for_generation(sequence[:, -1:], next_sequence_length=1, **kwargs)
+    torch.testing.assert_close(model(**inputs).logits[:, -1], model(sequence).logits[:, -1], **CLOSE)
+
+
+def test_padding_that_the_cache_has_read_is_not_hidden_afterwards():
+    model, prompt = double_model(), random_ids(2, 6)
+    eos = int(generate(model, prompt)[1, 8])
+    out = generate(model, prompt, eos_token_id=eos, return_dict_in_generate=True)
+    new = out.sequences[:, 6:]
+    real = (new == eos).cumsum(1) - (new == eos).long() == 0
+    assert not real[1].all()
+    mask = torch.cat([torch.ones(2, 6), real, torch.ones(2, 3)], dim=1).long()
+    whole = torch.cat([out.sequences, random_ids(2, 3, seed=5)], dim=1)
+    with pytest.raises(ValueError, match="`attention_mask` hides tokens that `past_key_values` has read"):
+        generate(model, whole, attention_mask=mask, past_key_values=out.past_key_values)
+    generate(model, whole, attention_mask=torch.ones_like(mask), past_key_values=out.past_key_values)
+
+
+def test_packed_prompts_are_not_prefilled_in_pieces():
+    model, prompt = double_model(), random_ids(1, 15)
+    position_ids = torch.cat([torch.arange(6), torch.arange(9)])[None]
+    with pytest.raises(ValueError, match="`position_ids` start at 0 again"):
+        generate(model, prompt, position_ids=position_ids, prefill_chunk_size=4)
+
+
+def test_right_padding_is_not_prefilled_in_pieces():
+    model, prompt = double_model(), random_ids(1, 9)
+    mask = torch.tensor([[1] * 6 + [0] * 3])
+    with pytest.raises(ValueError, match="Pad on the left"):
+        generate(model, prompt, attention_mask=mask, prefill_chunk_size=3)
+
+
+def test_training_with_gradient_checkpointing_keeps_no_cache():
+    model, prompt = double_model(), random_ids(2, 6)
+    model.gradient_checkpointing_enable()
+    expected = generate(model, prompt)
+    model.train()
+    assert model(prompt, use_cache=True).past_key_values is None
+    with pytest.raises(ValueError, match="gradient checkpointing, whose layers keep no cache"):
+        generate(model, prompt)
+    assert torch.equal(generate(model, prompt, use_cache=False), expected)
+
+
+def test_a_new_turn_alone_needs_the_mask_of_the_past():
+    model = double_model()
+    cache = generate(model, random_ids(1, 6), return_dict_in_generate=True).past_key_values
+    with pytest.raises(ValueError, match="a mask that covers the past as well"):
+        generate(model, random_ids(1, 5, seed=4), past_key_values=cache)
+
+
+def test_assisted_generation_needs_a_cache_in_the_words_of_the_library():
+    model = double_model()
+    with pytest.raises(ValueError, match="use_cache"):
+        generate(model, random_ids(1, 6), assistant_model=double_model(), use_cache=False)
+
+
+def test_continuous_batching_is_refused():
+    model = eager_model()
+    with pytest.raises(ValueError, match="Continuous batching"):
+        model.generate_batch([[2, 3, 4]])
+    generate(model, random_ids(1, 6))
+
+
 # Caches
 
 
