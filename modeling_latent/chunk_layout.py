@@ -43,8 +43,8 @@ class ChunkLayout(NamedTuple):
         filled: `(B,)`, slots of the first chunk whose tokens are in the cache already; only in a continued grid.
         ends, seen: `(B, T)`, the slot after token t, and the tokens of its sequence up to it; only beside a cache.
         slot: `(B,)`, the slot of the new token, only in a step.
-        new_chunk_rows: `(K,)`, rows among which the ones are that enter a new chunk, only in a step.
-        enters_chunk: `(K,)`, which of those do.
+        new_chunk_rows: `(X,)`, candidates: every row that enters a new chunk is among them; only in a step.
+        enters_chunk: `(X,)`, which of the candidates do.
     """
 
     batch_shape: tuple[int, int]

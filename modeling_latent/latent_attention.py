@@ -23,6 +23,7 @@ from .attention import MultiHeadAttention, attention_mask_of, branch_size, make_
 from .cache_latent import MemoryState, update_rows, write_slot
 from .chunk_layout import ChunkLayout, bidirectional_layout, grid_layout
 from .configuration_latent import LatentAttentionConfig
+from .model_inputs import check_attention_mask
 from .prefix_statistics import chunk_scores, chunk_statistics, empty_statistics, exclusive_prefix, merge
 from .token_conv import convolve, make_token_conv
 
@@ -89,11 +90,14 @@ class LatentAttention(nn.Module):
             layout: where tokens stand, when a model that has worked it out once calls its layers.
             cached: the state that the tokens continue.
 
+        Raises:
+            `ValueError`: for a mask that is not `(B, T)`.
+
         Returns:
             `(B, T, D)`; with `layout`, `(R, N, S, D)` and the memory's state, for each chunk of a grid.
         """
         if layout is None:
-            valid = None if attention_mask is None else attention_mask.bool()
+            valid = check_attention_mask(attention_mask, hidden_states, continued=False)
             make_layout = grid_layout if self.config.is_causal else bidirectional_layout
             layout = make_layout(hidden_states.shape[:2], self.config.chunk_size, hidden_states.device, valid)
             return layout.to_tokens(self(layout.to_slots(hidden_states), layout=layout)[0])
@@ -115,7 +119,9 @@ class LatentAttention(nn.Module):
         """Step 1, causal: for each chunk, what the latents know of the chunks before it; and step 2 on that."""
         keys, values = self.input_to_latent.keys_values(inputs)  # (R, N, Hkv, C, d)
         if cached is None:
-            num_heads = self.input_to_latent.num_key_value_groups * keys.shape[2]
+            num_heads = (
+                self.input_to_latent.num_key_value_groups * keys.shape[2]
+            )  # of this process, where several share the heads
             first = empty_statistics(
                 (keys.shape[0], num_heads, self.config.num_latents), self.config.head_dim, keys.dtype, keys.device
             )
@@ -123,7 +129,7 @@ class LatentAttention(nn.Module):
             keys = take_cached(keys, cached.keys, layout.filled)
             values = take_cached(values, cached.values, layout.filled)
             first = cached.lse, cached.out
-        lse, out = first[0][:, None], first[1][:, None]
+        lse, out = first[0][:, None], first[1][:, None]  # (R, N, H, M) and (R, N, H, M, d)
         if keys.shape[1] > 1:
             statistics = self.statistics(keys[:, :-1].flatten(0, 1), values[:, :-1].flatten(0, 1))
             statistics = (tensor.unflatten(0, (keys.shape[0], -1)) for tensor in statistics)
@@ -180,7 +186,7 @@ class LatentAttention(nn.Module):
 
         They are a read copy: nothing refined flows back into the statistics, which stay exact.
         """
-        normed = self.refine_norm(latents)
+        normed = self.refine_norm(latents)  # (..., M, D)
         attended, _ = self.latent_self(self.latent_self.queries(normed), *self.latent_self.keys_values(normed))
         return self.latent_to_input.keys_values(self.readout_norm(latents + attended))
 

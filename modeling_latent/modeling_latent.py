@@ -85,6 +85,8 @@ from .token_conv import convolve, make_token_conv
 # finds no call of its attention interface beside them (that is in attention.py), and `set_attn_implementation` then
 # only warns.
 class GatedMLP(nn.Module):
+    """The feed-forward layer, with a short convolution in front of it (`mlp_conv_kernel_size`)."""
+
     def __init__(self, config: LatentAttentionConfig):
         super().__init__()
         self.token_conv = make_token_conv(config.hidden_size, config.mlp_conv_kernel_size)
@@ -103,6 +105,8 @@ class GatedMLP(nn.Module):
 
 
 class LatentAttentionDecoderLayer(GradientCheckpointingLayer):
+    """A block: local attention, latent attention, MLP."""
+
     def __init__(self, config: LatentAttentionConfig, layer_idx: int):
         super().__init__()
         self.config = config

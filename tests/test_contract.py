@@ -127,6 +127,12 @@ def test_1_layer_alone_takes_padding():
     )
 
 
+def test_1_layer_alone_refuses_a_mask_of_another_shape():
+    layer = LatentAttention(tiny_config())
+    with pytest.raises(ValueError, match=r"`attention_mask` is of shape \(1, 5\)"):
+        layer(torch.randn(2, 5, 16), torch.ones(1, 5))
+
+
 def test_1_a_fresh_layer_alone_is_initialised():
     layer = LatentAttention(tiny_config(hidden_size=256, num_latents=64))
     assert 0.9 < layer.latents.std() < 1.1

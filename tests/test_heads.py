@@ -139,20 +139,10 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
         ("text-classification", AutoModelForSequenceClassification, "the latent reads", {"label", "score"}),
         ("token-classification", AutoModelForTokenClassification, "the latent reads", {"entity", "score", "word"}),
         ("fill-mask", AutoModelForMaskedLM, "the [MASK] reads", {"token_str", "score", "sequence"}),
-        (
-            "question-answering",
-            AutoModelForQuestionAnswering,
-            {"question": "what reads", "context": "the latent reads every token"},
-            {"answer", "start", "end", "score"},
-        ),
     ],
 )
-def test_every_head_runs_in_its_pipeline(task, auto_class, inputs, keys):
-    try:
-        runner = pipeline(task, model=head_model(auto_class), tokenizer=word_tokenizer())
-    except KeyError:
-        pytest.skip(f"this version of transformers has no {task} pipeline")
-    result = runner(inputs)
+def test_every_head_that_has_a_pipeline_runs_in_it(task, auto_class, inputs, keys):
+    result = pipeline(task, model=head_model(auto_class), tokenizer=word_tokenizer())(inputs)
     assert keys <= set((result[0] if isinstance(result, list) else result).keys())
 
 
