@@ -364,7 +364,7 @@ def test_the_readme_has_what_was_measured():
 
 
 def test_what_the_readmes_say_of_the_tables_is_in_them():
-    """Numbers in sentences, of the reduced form."""
+    """Numbers in sentences, of the reduced form and the medium one."""
 
     def mean_of(table: str, metric, model: str, **settings) -> float:
         result = json.loads((record.RESULTS / f"quality_{table}_reduced.json").read_text(encoding="utf-8"))
@@ -403,6 +403,18 @@ def test_what_the_readmes_say_of_the_tables_is_in_them():
         f"{behind('latents', 'mamba2')}. ",
         f"{behind(ours, 'window')} nats per byte behind the window alone at equal size, and "
         f"{behind(ours, 'mamba2')} behind Mamba-2",
+    ]
+    medium = json.loads((record.RESULTS / "quality_language_model_medium.json").read_text(encoding="utf-8"))
+    start = {unit["model"]: unit["loss_in_training_length"] for unit in medium["units"]}
+    end = {unit["model"]: unit["loss_at_the_end"] for unit in medium["units"]}
+    sentences += [
+        f"Latents beside the window are {start[ours] - start['window']:.3f} nats behind the window alone within",
+        f"and {end[ours] - end['window']:.3f} behind at the end of texts 16 times as long",
+        f"They are {start['full_attention'] - start[ours]:.3f} ahead of full attention within",
+        f"full attention fails ({end['full_attention']:.2f}), and the loss of ours goes on falling ({end[ours]:.3f})",
+        f"it is {start[ours] - start['window']:.3f} behind the window alone and "
+        f"{start['full_attention'] - start[ours]:.3f} ahead of full attention; in texts 16 times as long as those in "
+        f"training, {end[ours] - end['window']:.3f} behind the window",
     ]
     text = " ".join((tables.README.read_text() + (Path(__file__).parents[1] / "README.md").read_text()).split())
     assert [sentence for sentence in sentences if sentence not in text] == []
