@@ -119,9 +119,8 @@ class LatentAttention(nn.Module):
         """Step 1, causal: for each chunk, what the latents know of the chunks before it; and step 2 on that."""
         keys, values = self.input_to_latent.keys_values(inputs)  # (R, N, Hkv, C, d)
         if cached is None:
-            num_heads = (
-                self.input_to_latent.num_key_value_groups * keys.shape[2]
-            )  # of this process, where several share the heads
+            # Of this process, where several share the heads.
+            num_heads = self.input_to_latent.num_key_value_groups * keys.shape[2]
             first = empty_statistics(
                 (keys.shape[0], num_heads, self.config.num_latents), self.config.head_dim, keys.dtype, keys.device
             )
