@@ -129,8 +129,9 @@ class MultiHeadAttention(nn.Module):
         output, weights = attention_interface(
             self,
             queries.flatten(0, -4),
-            keys.flatten(0, -4),
-            values.flatten(0, -4),
+            # Of another dtype where a cache was filled under autocast and is read without, or the other way round.
+            keys.flatten(0, -4).to(queries.dtype),
+            values.flatten(0, -4).to(queries.dtype),
             attention_mask,
             dropout=self.config.attention_dropout if self.training else 0.0,
             scaling=self.scaling,

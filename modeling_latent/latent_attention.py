@@ -133,12 +133,13 @@ class LatentAttention(nn.Module):
             statistics = self.statistics(keys[:, :-1].flatten(0, 1), values[:, :-1].flatten(0, 1))
             statistics = (tensor.unflatten(0, (keys.shape[0], -1)) for tensor in statistics)
             lse, out = exclusive_prefix(*statistics, *first, layout.sequence_ids)
-        return MemoryState(keys, values, lse, out, *self.refine(self.compressed(out, keys.dtype)), conv_inputs)
+        return MemoryState(keys, values, lse, out, *self.refine(self.compressed(out)), conv_inputs)
 
     def statistics(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What the latents read in complete chunks `(X, Hkv, C, d)`: `(X, H, M)` and `(X, H, M, d)`."""
         queries = self.input_to_latent.queries(self.latent_norm(self.latents))  # (H, M, d)
         dropout = self.config.attention_dropout if self.training else 0.0
+        keys, values = keys.to(queries.dtype), values.to(queries.dtype)  # a cache's may be of another, see attention.py
         return chunk_statistics(queries, keys, values, self.input_to_latent.scaling, dropout)
 
     def compression_weights(self, read: MemoryState | torch.Tensor, layout: ChunkLayout) -> torch.Tensor:
@@ -159,9 +160,9 @@ class LatentAttention(nn.Module):
         scores = scores.movedim(1, 3)[:, None] - read.lse[..., None, None]  # (R, N, H, M, N, C)
         return scores.masked_fill(~visible[:, :, None, None, :, None], -torch.inf).exp().to(read.keys.dtype)
 
-    def compressed(self, out: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def compressed(self, out: torch.Tensor) -> torch.Tensor:
         """z1 `(..., M, D)` from what was read, `(..., H, M, d)`. Latents that read nothing stay as they are."""
-        return self.latents + self.input_to_latent.o_proj(out.transpose(-3, -2).flatten(-2).to(dtype))
+        return self.latents + self.input_to_latent.o_proj(out.transpose(-3, -2).flatten(-2).to(self.latents.dtype))
 
     def compress_bidirectional(self, inputs: torch.Tensor, layout: ChunkLayout) -> MemoryState:
         """Step 1, bidirectional: one set of latents per row, which has read all of its tokens; and step 2 on that."""
@@ -201,7 +202,7 @@ class LatentAttention(nn.Module):
     def take_in_chunk(self, state: MemoryState) -> MemoryState:
         """Decoding goes on to a new chunk: compress the complete one, and refine. Once every C tokens."""
         lse, out = merge(state.lse, state.out, *self.statistics(state.keys, state.values))
-        readout_keys, readout_values = self.refine(self.compressed(out, state.keys.dtype))
+        readout_keys, readout_values = self.refine(self.compressed(out))
         return MemoryState(
             torch.zeros_like(state.keys),
             torch.zeros_like(state.values),

@@ -114,6 +114,18 @@ def check_no_restart(position_ids, valid, tokens_seen: torch.Tensor) -> None:
         )
 
 
+def restarts(position_ids: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+    """
+    Real tokens `(B, T)` from which positions count anew: those at 0, and as some models count from 1 or 2, those that
+    come right after a real token whose position was not lower.
+    """
+    falls = position_ids[:, 1:] <= position_ids[:, :-1]
+    if valid is not None:
+        falls = falls & valid[:, :-1]
+    starts = (position_ids == 0) | nn.functional.pad(falls, (1, 0), value=True)
+    return starts if valid is None else starts & valid
+
+
 def packed_starts(position_ids, cu_seq_lens_q, seq_idx, valid, tokens_seen, inputs_embeds) -> torch.Tensor | None:
     """Tokens that start a sequence, `(B, T)`; `None` where every row is a single one, or continues from a cache."""
     batch, length = inputs_embeds.shape[:2]
@@ -137,8 +149,7 @@ def packed_starts(position_ids, cu_seq_lens_q, seq_idx, valid, tokens_seen, inpu
         return seq_idx != nn.functional.pad(seq_idx[:, :-1], (1, 0), value=-1)
     if position_ids is None or length == 1:
         return None
-    starts = (position_ids == 0).expand(batch, length)
-    starts = starts if valid is None else starts & valid
+    starts = restarts(position_ids, valid).expand(batch, length)
     packed = (starts.sum(1) > 1).any()
     if torch.compiler.is_compiling():
         # A compiled graph can't look, and must not silently let packed documents see each other.

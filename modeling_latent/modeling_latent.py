@@ -214,8 +214,8 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
             input_ids: `(B, T)`; or `inputs_embeds`, `(B, T, D)`.
             attention_mask: `(B, T)` or `(B, past + T)`, 0 for padding, wherever it is. Beside a cache, which knows
                 the past, only the last T columns count.
-            position_ids: `(B, T)`; a real token with position 0 starts a new packed sequence. Positions have no
-                other meaning here, and beside a cache with tokens none at all.
+            position_ids: `(B, T)`; where they start anew, at 0 or by not rising, a new packed sequence starts. Positions
+                have no other meaning here, and beside a cache with tokens none at all.
             past_key_values: a `DynamicCache(config=model.config)` or `StaticCache`.
             use_cache: whether to return one; never in a bidirectional model.
             cu_seq_lens_q: `(sequences + 1,)`, where packed sequences start in the one row, and where the last ends.

@@ -63,7 +63,7 @@ class TokenConv(nn.Conv1d):
         if cached is None:
             return inputs
         positions = layout.filled[:, None] + torch.arange(span, device=tokens.device)  # (R, K - 1)
-        return inputs.scatter(1, positions[..., None].expand_as(cached), cached)
+        return inputs.scatter(1, positions[..., None].expand_as(cached), cached.to(inputs.dtype))
 
     def windows(self, inputs: torch.Tensor, layout: ChunkLayout) -> torch.Tensor:
         """Each chunk with the inputs in front of it, `(R, N, D, K - 1 + C)`, zeros for another sequence's."""

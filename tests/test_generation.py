@@ -358,6 +358,24 @@ def test_a_continued_cache_holds_what_one_go_leaves():
         torch.testing.assert_close(tree_leaves(ours.state), tree_leaves(theirs.state), **CLOSE)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("cache_class", [DynamicCache, StaticCache])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_cache_that_autocast_filled_is_continued_without_and_the_other_way_round(first, cache_class, attention):
+    """Steps within and into chunks, and several tokens at once; within the rounding of bfloat16."""
+    model = tiny_model(attn_implementation=attention)
+    input_ids = random_ids(2, 30)
+    cache = cache_class(config=model.config, **({"max_cache_len": 30} if cache_class is StaticCache else {}))
+    pieces = [10, *[1] * 7, 7, *[1] * 6]
+    with torch.no_grad():
+        for index, (piece, expected) in enumerate(
+            zip(input_ids.split(pieces, 1), model(input_ids).logits.split(pieces, 1), strict=True)
+        ):
+            with torch.autocast("cpu", torch.bfloat16, enabled=first == (index == 0 or index > 8)):
+                logits = model(piece, past_key_values=cache).logits
+            assert (logits - expected).norm() / expected.norm() < 0.05
+
+
 @each_cache
 @pytest.mark.parametrize("prefill_chunk_size", [1, 3, 4, 5, 8, 20])
 def test_prefill_in_pieces_generates_the_same(prefill_chunk_size, cache_implementation):

@@ -277,18 +277,20 @@ def test_one_graph_serves_all_batch_sizes_and_lengths(padded, fresh_compiler):
 
 
 @pytest.mark.parametrize("lengths", [(5, 8, 1, 13), (4, 8, 4), (1, 1, 3), (9,)])
-@pytest.mark.parametrize("sent", ["position_ids", "cu_seq_lens", "both", "seq_idx"])
+@pytest.mark.parametrize("sent", ["position_ids", "position_ids_from_2", "cu_seq_lens", "both", "seq_idx"])
 @pytest.mark.parametrize("is_causal", [True, False])
 @pytest.mark.parametrize("kernel", [0, 4])
 def test_packed_documents_equal_the_documents_one_by_one(lengths, sent, is_causal, kernel):
     model = tiny_model(dtype=torch.float64, is_causal=is_causal, conv_kernel_size=kernel)
     documents = [random_ids(length, seed=length) for length in lengths]
     collator = DataCollatorWithFlattening(
-        return_position_ids=sent in ("position_ids", "both"),
+        return_position_ids="position_ids" in sent or sent == "both",
         return_flash_attn_kwargs=sent in ("cu_seq_lens", "both"),
         return_seq_idx=sent == "seq_idx",
     )
     batch = collator([{"input_ids": document.tolist()} for document in documents])
+    if sent == "position_ids_from_2":  # the collator's `position_ids_start`
+        batch["position_ids"] += 2
     tokens = sum(length - 1 for length in lengths)  # that a label is known for
 
     packed = gradients(model, **batch, num_items_in_batch=tokens)
