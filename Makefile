@@ -5,7 +5,7 @@ PYTHON := $(VENV)/bin/python
 PIP := $(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 OUT := out/demo
 SUDO = $(if $(filter-out 0,$(shell id -u)),sudo)
-CODE := modeling_latent benchmarks configuration examples tests hub_upload.py setup.py
+CODE := modeling_latent benchmarks configuration examples tests hub hub_upload.py setup.py
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: demo picture bench bench-gpu quality quality-gpu test lint chromium clean

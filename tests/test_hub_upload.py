@@ -68,6 +68,7 @@ class Result:
 
 def run_command(argv: list[str], environment: dict[str, str], sabotage) -> Result:
     """The command, as from a shell, except that it does not pause before it tries again."""
+    import hub.upload
     import hub_upload
 
     out, err = io.StringIO(), io.StringIO()
@@ -75,7 +76,7 @@ def run_command(argv: list[str], environment: dict[str, str], sabotage) -> Resul
         stack.enter_context(contextlib.redirect_stdout(out))
         stack.enter_context(contextlib.redirect_stderr(err))
         stack.enter_context(mock.patch.dict(os.environ, environment))
-        stack.enter_context(mock.patch.object(hub_upload, "RETRY_PAUSES_S", (0, 0)))
+        stack.enter_context(mock.patch.object(hub.upload, "RETRY_PAUSES_S", (0, 0)))
         stack.enter_context(mock.patch("huggingface_hub.utils._http.time"))
         stack.enter_context(sabotage())
         code = hub_upload.main(argv)
@@ -89,14 +90,14 @@ def no_sockets():
 
 def wrong_logits():
     """The export is compared with logits of another model."""
-    import hub_upload
+    import hub.export
 
     def shifted(model, merge):
         reference = original(model, merge)
         return {**reference, "logits": reference["logits"] + 1}
 
-    original = hub_upload.reference_logits
-    return mock.patch.object(hub_upload, "reference_logits", shifted)
+    original = hub.export.reference_logits
+    return mock.patch.object(hub.export, "reference_logits", shifted)
 
 
 def change_export(change):
@@ -125,9 +126,9 @@ def code_that_needs_the_package():
 
 def impatient():
     """Gives up on an answer soon."""
-    import hub_upload
+    import hub.upload
 
-    return mock.patch.object(hub_upload, "REQUEST_TIMEOUT_S", 0.3)
+    return mock.patch.object(hub.upload, "REQUEST_TIMEOUT_S", 0.3)
 
 
 def no_peft():

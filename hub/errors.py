@@ -1,0 +1,26 @@
+# Copyright 2026 The Latent Attention Authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""How the upload command ends when something is wrong."""
+
+
+class Stop(Exception):
+    """Ends the command with one line that says why."""
+
+    exit_code = 1
+
+
+class BadInput(Stop):
+    """Something that the user gave cannot be used."""
+
+    exit_code = 2
