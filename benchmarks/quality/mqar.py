@@ -39,6 +39,7 @@ FULL_MODELS = [
     ("window", {}),
     ("whole_window", {}),
     *[("latents_and_window", {"num_latents": count}) for count in LATENTS],
+    *[("latents", {"num_latents": count}) for count in LATENTS],
     *[("mamba2", {"state_size": size}) for size in (8, 16, 32, 64, 128)],
     *[("gated_delta_net", {"key_dim": size}) for size in (8, 16, 32, 64)],
     *[("gated_slot_attention", {"num_slots": count}) for count in LATENTS],
@@ -50,6 +51,7 @@ REDUCED_MODELS = [
     ("mamba2", {"state_size": 16}),
     ("gated_delta_net", {"key_dim": 32}),
 ]
+SMALL_MODELS = [*REDUCED_MODELS, *[("latents", {"num_latents": count}) for count in (4, 8, 16)]]
 FORMS = {
     "full": {
         "vocab_size": 8192,
@@ -82,7 +84,7 @@ FORMS = {
         "batch_size": 32,
         "test_examples": 512,
         "learning_rates": (3e-3, 1e-2),
-        "models": REDUCED_MODELS,
+        "models": SMALL_MODELS,
     },
     "smoke": {
         "vocab_size": 128,
@@ -208,9 +210,10 @@ def points(form: dict) -> list[dict]:
 
 
 def chunks_of(model: str, length: int) -> dict:
-    """They grow with the sequence, and are of 8 tokens for 64 and 128."""
-    short = {"chunk_size": max(8, length // 16)}
-    return {"window": short, "latents_and_window": short, "whole_window": {"chunk_size": length}}.get(model, {})
+    """They grow with the sequence, and are of 8 tokens for 64 and 128; of half as many without a window."""
+    size = max(8, length // 16)
+    sizes = {"window": size, "latents_and_window": size, "latents": size // 2, "whole_window": length}
+    return {"chunk_size": sizes[model]} if model in sizes else {}
 
 
 def score(unit: dict) -> float:
