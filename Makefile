@@ -29,15 +29,15 @@ picture: $(VENV)/train.stamp
 # Speed and memory beside other models, and the README's table and figures of it.
 bench: $(VENV)/train.stamp
 	mkdir -p out
-	for part in 1 2 3; do $(PYTHON) benchmarks/speed.py --device cpu --part $$part 2>&1 || exit 1; done | tee out/bench.txt
-	$(PYTHON) benchmarks/figures.py
-	$(PYTHON) benchmarks/table.py
+	for part in 1 2 3; do $(PYTHON) -m benchmarks.speed --device cpu --part $$part 2>&1 || exit 1; done | tee out/bench.txt
+	$(PYTHON) -m benchmarks.figures
+	$(PYTHON) -m benchmarks.table
 
 bench-gpu: $(VENV)/train.stamp
 	mkdir -p out
-	for part in 1 2 3; do $(PYTHON) benchmarks/speed.py --device cuda --part $$part 2>&1 || exit 1; done | tee out/bench-gpu.txt
-	$(PYTHON) benchmarks/figures.py
-	$(PYTHON) benchmarks/table.py
+	for part in 1 2 3; do $(PYTHON) -m benchmarks.speed --device cuda --part $$part 2>&1 || exit 1; done | tee out/bench-gpu.txt
+	$(PYTHON) -m benchmarks.figures
+	$(PYTHON) -m benchmarks.table
 
 # Benchmarks of quality. Reduced, all tables; or on a GPU one table in full, a piece of it at a time.
 TABLES := mqar passkey language_model ablations capacity

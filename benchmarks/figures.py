@@ -14,7 +14,7 @@
 """
 Draws results/speed-*.json: time and memory against length, ours beside each peer.
 
-    python benchmarks/figures.py
+    python -m benchmarks.figures
 """
 
 import matplotlib
@@ -22,8 +22,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # not pyplot, which may look for a screen
 from matplotlib.ticker import LogLocator
 
-from peers import FULL, GSA, OURS, PEERS
-from table import FIGURES, TARGETS, crossing, curve, load, section
+from .peers import FULL, GSA, OURS, PEERS
+from .table import FIGURES, TARGETS, crossing, curve, load, section
 
 
 # Per measure: title, unit, factor from seconds or bytes, and whether to divide by the length.

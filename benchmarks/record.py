@@ -67,3 +67,12 @@ def write(name: str, result: dict) -> Path:
     temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     temporary.replace(file)
     return file
+
+
+def fill_in(text: str, mark: str, content: str) -> str:
+    """`text` with `content` between the comments `mark: start` and `mark: end`, where it has them."""
+    start, end = f"<!-- {mark}: start -->\n", f"<!-- {mark}: end -->"
+    if start not in text:
+        return text
+    before, rest = text.split(start)
+    return before + start + content + end + rest.split(end)[1]

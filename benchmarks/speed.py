@@ -14,8 +14,8 @@
 """
 Speed and memory of latent attention beside its peers.
 
-    python benchmarks/speed.py --device cpu --part 1       # two cores, results/speed-cpu.json
-    python benchmarks/speed.py --device cuda --part 1      # parts under nine minutes each, results/speed-cuda.json
+    python -m benchmarks.speed --device cpu --part 1       # two cores, results/speed-cpu.json
+    python -m benchmarks.speed --device cuda --part 1      # parts under nine minutes each, results/speed-cuda.json
 
 The result is written after every measure. What was left out, and why, stands beside what was measured.
 """
@@ -36,10 +36,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.utils import is_flash_linear_attention_available
 
-import record
 from modeling_latent import LatentAttentionConfig, LatentAttentionForCausalLM
-from peers import FULL, GSA, OURS, PEERS, WINDOWED, build, configs_of, count_parameters
-from timing import (
+
+from . import record
+from .peers import FULL, GSA, OURS, PEERS, WINDOWED, build, configs_of, count_parameters
+from .timing import (
     attention_operators,
     copy_bandwidth,
     in_fresh_process,

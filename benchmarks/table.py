@@ -14,26 +14,24 @@
 """
 Targets and ratios of results/speed-*.json as Markdown, in the READMEs between their markers.
 
-    python benchmarks/table.py
+    python -m benchmarks.table
 """
 
 import json
 import operator
 import os
-import re
 from collections.abc import Callable
 from math import exp, log
 from pathlib import Path
 from typing import NamedTuple
 
-import record
-from peers import FULL, OURS
+from . import record
+from .peers import FULL, OURS
 
 
 ROOT = Path(__file__).parents[1]
 READMES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
 FIGURES = ROOT / "benchmarks" / "figures"
-MARKED = re.compile(r"(<!-- speed-(cpu|cuda) (targets|ratios): start -->\n).*?(<!-- speed-\2 \3: end -->)", re.DOTALL)
 FIELDS = {"cache": "bytes", "training memory": "bytes"}  # "seconds" of all others
 TITLES = {
     "decode": "decoding, time per token",
@@ -221,7 +219,10 @@ def render(device: str, block: str, readme: Path) -> str:
 
 def rendered(readme: Path) -> str:
     text = readme.read_text(encoding="utf-8")
-    return MARKED.sub(lambda match: match[1] + render(match[2], match[3], readme) + match[4], text)
+    for device in TARGETS:
+        for block in ("targets", "ratios"):
+            text = record.fill_in(text, f"speed-{device} {block}", render(device, block, readme))
+    return text
 
 
 if __name__ == "__main__":

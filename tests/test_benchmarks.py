@@ -20,13 +20,8 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-import figures
-import record
-import speed
-import table
-import timing
-from common import random_ids, randomize, tiny_config
-from peers import (
+from benchmarks import figures, record, speed, table, timing
+from benchmarks.peers import (
     FULL,
     MAMBA,
     NO_LATENTS,
@@ -39,6 +34,7 @@ from peers import (
     count_parameters,
     equal_config,
 )
+from common import random_ids, randomize, tiny_config
 
 
 def tiny_configs(names=PEERS) -> dict:

@@ -360,6 +360,7 @@ def test_what_is_reduced_is_listed():
 
 def test_the_readme_has_what_was_measured():
     text = tables.README.read_text(encoding="utf-8")
+    assert all(f"<!-- {table}: start -->" in text for table in tables.TABLES)
     assert tables.fill_in(text) == text
 
 

@@ -190,9 +190,7 @@ def render(table: str) -> str:
 def fill_in(text: str) -> str:
     """`text` with every table between its two marks."""
     for table in TABLES:
-        start, end = f"<!-- {table}: start -->\n", f"<!-- {table}: end -->"
-        before, rest = text.split(start)
-        text = before + start + "\n" + render(table) + "\n" + end + rest.split(end)[1]
+        text = record.fill_in(text, table, f"\n{render(table)}\n")
     return text
 
 
