@@ -47,6 +47,7 @@ FULL_MODELS = [
 REDUCED_MODELS = [
     ("full_attention", {}),
     ("window", {}),
+    ("whole_window", {}),
     *[("latents_and_window", {"num_latents": count}) for count in (4, 16)],
     ("mamba2", {"state_size": 16}),
     ("gated_delta_net", {"key_dim": 32}),

@@ -54,6 +54,7 @@ FORMS = {
         "learning_rates": (3e-4, 1e-3, 3e-3),
         "models": [
             *MODELS,
+            ("whole_window", {"chunk_size": 512}),
             ("latents", {"num_latents": 16, "chunk_size": 16}),
             ("gated_delta_net", {"key_dim": 64}),
             ("gated_slot_attention", {"num_slots": 64}),
@@ -66,8 +67,8 @@ FORMS = {
         "steps": 800,
         "batch_size": 32,
         "test_examples": 100,
-        "learning_rates": (3e-3,),
-        "models": MODELS,
+        "learning_rates": (1e-3, 3e-3),
+        "models": [*MODELS, ("whole_window", {"chunk_size": 64})],
     },
     "smoke": {
         "length": 64,
