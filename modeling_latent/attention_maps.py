@@ -25,6 +25,8 @@ Beside a cache it sums to less than one, as what was read before this forward is
 decoding has neither compression nor refinement, as both belong to a chunk's start. Packed sequences are told apart
 in the axis of T: a token's weight is its weight within its own sequence. Padding is read by nothing.
 
+Compression's are quadratic in T: for texts of a few thousand tokens at most.
+
 Bidirectional: N is 1, local attention's window has 3C slots, and where rows are packed, the first axis of refinement
 counts sequences. Task heads other than language modelling return `attentions` alone: call their `.model`.
 """

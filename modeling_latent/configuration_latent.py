@@ -56,6 +56,8 @@ class LatentAttentionConfig(PreTrainedConfig):
         local_attention (`bool`, defaults to `True`): Whether a layer also has windowed self-attention (latent
             attention then augments it) or not (latent attention replaces it).
         is_causal (`bool`, defaults to `True`): Language model, or bidirectional encoder.
+        initializer_range (`float`, defaults to 0.02): Standard deviation of embeddings and head; what layers add to
+            the token stream starts in proportion to it. 1 / sqrt(hidden_size) is recommended.
         norm_type (`str`, defaults to `"layer_norm"`): `"layer_norm"` or `"rms_norm"`.
         norm_eps (`float`, defaults to 1e-5): Added to the variance in every norm.
         attention_bias (`bool`, defaults to `False`): Biases on `q_proj`, `k_proj`, `v_proj`; never on `o_proj`,

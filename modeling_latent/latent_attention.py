@@ -133,13 +133,16 @@ class LatentAttention(nn.Module):
             statistics = self.statistics(keys[:, :-1].flatten(0, 1), values[:, :-1].flatten(0, 1))
             statistics = (tensor.unflatten(0, (keys.shape[0], -1)) for tensor in statistics)
             lse, out = exclusive_prefix(*statistics, *first, layout.sequence_ids)
+        elif self.training:
+            # Nothing to read. Gradients are zeros, not missing: processes that train together exchange the same ones.
+            out = out + 0 * self.statistics(keys[:, 0], values[:, 0])[1][:, None]
         return MemoryState(keys, values, lse, out, *self.refine(self.compressed(out)), conv_inputs)
 
     def statistics(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What the latents read in complete chunks `(X, Hkv, C, d)`: `(X, H, M)` and `(X, H, M, d)`."""
         queries = self.input_to_latent.queries(self.latent_norm(self.latents))  # (H, M, d)
         dropout = self.config.attention_dropout if self.training else 0.0
-        keys, values = keys.to(queries.dtype), values.to(queries.dtype)  # a cache's may be of another, see attention.py
+        keys, values = keys.to(queries.dtype), values.to(queries.dtype)  # of another in a cache, see attention.py
         return chunk_statistics(queries, keys, values, self.input_to_latent.scaling, dropout)
 
     def compression_weights(self, read: MemoryState | torch.Tensor, layout: ChunkLayout) -> torch.Tensor:

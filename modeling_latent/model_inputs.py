@@ -102,28 +102,27 @@ def predictable(labels: torch.Tensor, attention_mask: torch.Tensor | None) -> to
     return labels.masked_fill(seen <= 1, -100)
 
 
-def check_no_restart(position_ids, valid, tokens_seen: torch.Tensor) -> None:
-    """Positions beside a cache could only mean that a new sequence starts there. Waits for the device."""
-    if position_ids is None or position_ids.shape[1] == 1 or torch.compiler.is_compiling():
-        return
-    restarts = (position_ids == 0) & (tokens_seen > 0)[:, None]
-    if (restarts if valid is None else restarts & valid).any():
-        raise ValueError(
-            "`position_ids` start at 0 again, but `past_key_values` holds tokens of an earlier forward, which the new "
-            "ones continue. Pass packed sequences in one forward, without `prefill_chunk_size`; or an empty cache."
-        )
-
-
-def restarts(position_ids: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+def restarts(position_ids: torch.Tensor, valid: torch.Tensor | None, first: bool) -> torch.Tensor:
     """
     Real tokens `(B, T)` from which positions count anew: those at 0, and as some models count from 1 or 2, those that
-    come right after a real token whose position was not lower.
+    come right after a real token whose position was not lower. `first`: whether that of a row does without being at 0.
     """
     falls = position_ids[:, 1:] <= position_ids[:, :-1]
     if valid is not None:
         falls = falls & valid[:, :-1]
-    starts = (position_ids == 0) | nn.functional.pad(falls, (1, 0), value=True)
+    starts = (position_ids == 0) | nn.functional.pad(falls, (1, 0), value=first)
     return starts if valid is None else starts & valid
+
+
+def check_no_restart(position_ids, valid, tokens_seen: torch.Tensor) -> None:
+    """Positions beside a cache could only mean that a new sequence starts there. Waits for the device."""
+    if position_ids is None or position_ids.shape[1] == 1 or torch.compiler.is_compiling():
+        return
+    if (restarts(position_ids, valid, first=False) & (tokens_seen > 0)[:, None]).any():
+        raise ValueError(
+            "`position_ids` start anew, but `past_key_values` holds tokens of an earlier forward, which the new "
+            "ones continue. Pass packed sequences in one forward, without `prefill_chunk_size`; or an empty cache."
+        )
 
 
 def packed_starts(position_ids, cu_seq_lens_q, seq_idx, valid, tokens_seen, inputs_embeds) -> torch.Tensor | None:
@@ -149,12 +148,14 @@ def packed_starts(position_ids, cu_seq_lens_q, seq_idx, valid, tokens_seen, inpu
         return seq_idx != nn.functional.pad(seq_idx[:, :-1], (1, 0), value=-1)
     if position_ids is None or length == 1:
         return None
-    starts = restarts(position_ids, valid).expand(batch, length)
+    starts = restarts(position_ids, valid, first=True).expand(batch, length)
     packed = (starts.sum(1) > 1).any()
     if torch.compiler.is_compiling():
         # A compiled graph can't look, and must not silently let packed documents see each other.
         torch._assert_async(
-            ~packed, "`position_ids` restart: a compiled model takes packed sequences by `cu_seq_lens_q` instead."
+            ~packed,
+            "`position_ids` restart: a compiled model takes packed sequences by `cu_seq_lens_q` instead, as "
+            "`DataCollatorWithFlattening(return_flash_attn_kwargs=True)` sends them.",
         )
         return None
     return starts if packed else None
@@ -175,7 +176,8 @@ def check_cache(past_key_values, config: LatentAttentionConfig, inputs_embeds) -
     if not names or not names <= own or len(past_key_values.layers) != config.num_hidden_layers:
         raise ValueError(
             f"`past_key_values` is a {type(past_key_values).__name__} of {len(past_key_values.layers)} layers of "
-            f"{sorted(names)}, made for another model. Pass `DynamicCache(config=model.config)`, or leave it out."
+            f"{sorted(names)}, not made for this model. Pass `DynamicCache(config=model.config)`, or leave it out. "
+            "(Prefix tuning passes one of keys and values, which this model does not read: take prompt tuning.)"
         )
     if past_key_values.offloading:
         raise ValueError(

@@ -81,9 +81,9 @@ from .model_inputs import (
 from .token_conv import convolve, make_token_conv
 
 
-# No class in this file but models may have "Attention" in its name: transformers searches the file for such modules,
-# finds no call of its attention interface beside them (that is in attention.py), and `set_attn_implementation` then
-# only warns.
+# No class in this file that derives from nn.Module itself may have "Attention" in its name: transformers searches the
+# file for such modules, finds no call of its attention interface beside them (that is in attention.py), and
+# `set_attn_implementation` then only warns.
 class GatedMLP(nn.Module):
     """The feed-forward layer, with a short convolution in front of it (`mlp_conv_kernel_size`)."""
 
@@ -169,6 +169,9 @@ class LatentAttentionPreTrainedModel(PreTrainedModel):
 
     def __init__(self, config: LatentAttentionConfig, *args, **kwargs):
         config.validate()  # again: fields given to `from_pretrained` are set after it was made
+        # Heads make their base model through `AutoModel`. The library may have loaded this configuration's class from
+        # another copy of the code than this one, and that class is not registered yet.
+        AutoModel.register(type(config), LatentAttentionModel, exist_ok=True)
         super().__init__(config, *args, **kwargs)
 
     @torch.no_grad()
@@ -214,8 +217,8 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
             input_ids: `(B, T)`; or `inputs_embeds`, `(B, T, D)`.
             attention_mask: `(B, T)` or `(B, past + T)`, 0 for padding, wherever it is. Beside a cache, which knows
                 the past, only the last T columns count.
-            position_ids: `(B, T)`; where they start anew, at 0 or by not rising, a new packed sequence starts. Positions
-                have no other meaning here, and beside a cache with tokens none at all.
+            position_ids: `(B, T)`; where they start anew, at 0 or by not rising, a new packed sequence starts.
+                Positions have no other meaning here, and must not start anew beside a cache with tokens.
             past_key_values: a `DynamicCache(config=model.config)` or `StaticCache`.
             use_cache: whether to return one; never in a bidirectional model.
             cu_seq_lens_q: `(sequences + 1,)`, where packed sequences start in the one row, and where the last ends.

@@ -433,10 +433,11 @@ def test_padding_that_the_cache_has_read_is_not_hidden_afterwards():
     generate(model, whole, attention_mask=torch.ones_like(mask), past_key_values=out.past_key_values)
 
 
-def test_packed_prompts_are_not_prefilled_in_pieces():
+@pytest.mark.parametrize("start", [0, 1])
+def test_packed_prompts_are_not_prefilled_in_pieces(start):
     model, prompt = double_model(), random_ids(1, 15)
-    position_ids = torch.cat([torch.arange(6), torch.arange(9)])[None]
-    with pytest.raises(ValueError, match="`position_ids` start at 0 again"):
+    position_ids = torch.cat([torch.arange(6), torch.arange(9)])[None] + start
+    with pytest.raises(ValueError, match="`position_ids` start anew"):
         generate(model, prompt, position_ids=position_ids, prefill_chunk_size=4)
 
 

@@ -890,3 +890,10 @@ def test_adapter_without_peft(upload, worker, hub, saved, tmp_path):
     pytest.importorskip("peft")
     worker(save_adapter, tmp_path, str(saved))
     assert_refused(upload(tmp_path, "--merge", sabotage=no_peft), hub, "pip install peft")
+
+
+def test_another_package_named_hub_is_not_taken(tmp_path):
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "__init__.py").touch()
+    command = [sys.executable, PROJECT / "hub_upload.py", "--help"]
+    subprocess.run(command, env={**os.environ, "PYTHONPATH": str(tmp_path)}, check=True, capture_output=True)

@@ -179,6 +179,20 @@ def test_a_stranger_loads_uses_and_saves_and_the_next_one_too(environment, saved
         folder = again
 
 
+def load_alone(folder, auto_class):
+    """Runs alone. Before any other class was loaded, which would have registered what this one needs."""
+    import transformers
+
+    model = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=True)
+    return {"class": type(model).__name__}
+
+
+@pytest.mark.parametrize("task", ["SequenceClassification", "TokenClassification", "QuestionAnswering"])
+def test_a_head_loads_without_another_class_before_it(environment, saved, task, tmp_path):
+    (python, _), scratch = environment, tmp_path / "reader"
+    assert run_alone(python, load_alone, saved, f"AutoModelFor{task}", scratch=scratch)["class"].endswith(task)
+
+
 def exchange_caches(folder, root):
     """Runs alone. Continues each copy's cache with the other copy, and with itself."""
     from transformers import AutoModelForCausalLM
