@@ -15,6 +15,7 @@
 
 import os
 import re
+from datetime import timedelta
 from pathlib import Path
 
 import accelerate
@@ -22,8 +23,10 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import distributed
 from torch.distributed.tensor import DTensor
 from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -150,6 +153,30 @@ def test_in_a_single_chunk_nothing_is_compressed_and_the_compression_has_a_gradi
     compression = [f"input_to_latent.{letter}_proj.weight" for letter in "qkvo"]
     compression += [f"{module}.{name}" for module in ("token_conv", "latent_norm") for name in ("weight", "bias")]
     assert without == {f"latent_attention.{name}" for name in compression}
+
+
+def train_beside_another(rank: int, folder: str) -> None:
+    """One of two processes: the first has rows of several chunks, the second rows of one."""
+    limit = timedelta(seconds=60)  # a process that waits for a gradient that never comes
+    distributed.init_process_group("gloo", f"file://{folder}/rendezvous", limit, world_size=2, rank=rank)
+    model = DistributedDataParallel(tiny_model().train())
+    input_ids = random_ids(2, (LENGTH, 3)[rank])
+    for _ in range(2):
+        model.zero_grad()
+        model(input_ids, labels=input_ids).loss.backward()
+    torch.save({name: parameter.grad for name, parameter in model.module.named_parameters()}, f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def test_two_processes_of_which_one_has_short_rows_take_the_mean_of_their_gradients(tmp_path):
+    torch.multiprocessing.spawn(train_beside_another, (str(tmp_path),), nprocs=2)
+    model, parts = tiny_model().train(), []
+    for length in (LENGTH, 3):
+        input_ids = random_ids(2, length)
+        parts.append(gradients(model, input_ids=input_ids, labels=input_ids))
+    expected = {name: (gradient + parts[1][name]) / 2 for name, gradient in parts[0].items()}
+    for rank in (0, 1):
+        close(torch.load(tmp_path / f"{rank}.pt"), expected, atol=1e-6)
 
 
 def checkpoint_activations(model: LatentAttentionForCausalLM, use_reentrant: bool):
