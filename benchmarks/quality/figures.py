@@ -111,6 +111,11 @@ def loss_by_position(result: dict, figure) -> None:
         error_line(axes, middles, rows, "loss", NAMES[point[0]["model"]])
     axes.set_xscale("log", base=2)
     axes.set(xlabel="position in the document, bytes", ylabel="loss, nats per byte")
+    # A model that fails beyond its length leaves the figure, so that the others can be told apart.
+    first = max(
+        mean_and_deviation([unit["by_position"][0] for unit in point], "loss")[0] for point in result["points"]
+    )
+    axes.set_ylim(top=min(axes.get_ylim()[1], 1.2 * first))
     axes.axvline(result["recipe"]["length"], color="grey", linestyle=":", label="length in training")
     place_legend(axes)
 
