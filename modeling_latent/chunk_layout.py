@@ -100,8 +100,7 @@ def grid_layout(
     with_cache: bool = False,
     most_sequences: int | None = None,
 ) -> ChunkLayout:
-    """
-    Layout of whole chunks for a causal model.
+    """Layout of whole chunks for a causal model.
 
     Args:
         batch_shape: `(B, T)`.
@@ -114,23 +113,16 @@ def grid_layout(
         most_sequences: how many packed sequences there are at most, if the caller knows: a compiled graph, which
             can't look how many chunks they fill, then makes room for one chunk more each.
     """
-    batch, length = batch_shape
     if valid is None and starts is None and tokens_seen is None:
         return _plain_layout(batch_shape, chunk_size, device, with_cache)
+    batch, length = batch_shape
     valid = torch.ones(batch_shape, dtype=torch.bool, device=device) if valid is None else valid
     past = torch.zeros(batch, dtype=torch.long, device=device) if tokens_seen is None else tokens_seen
     filled = torch.where(past > 0, (past - 1) % chunk_size + 1, 0)  # (B,), C for a chunk that is complete
-
-    rank = valid.cumsum(1) - 1  # (B, T), order among the real tokens
-    place = rank + past[:, None]  # (B, T), place in the sequence
-    if starts is not None:
-        starts = starts & valid
-        first = torch.where(starts, rank, -past[:, None]).cummax(1).values  # rank of the sequence's first token
-        place = rank - first
+    place = _places(valid, starts, past)  # (B, T)
     opens_chunk = valid & (place % chunk_size == 0)
     chunk = (opens_chunk.cumsum(1) - 1 + (filled > 0)[:, None]).clamp(min=0)  # (B, T)
     slot = chunk * chunk_size + place % chunk_size  # (B, T)
-
     if starts is None:
         chunks = -(-(length + (0 if tokens_seen is None else chunk_size)) // chunk_size)
     elif torch.compiler.is_compiling() and most_sequences is not None:
@@ -138,23 +130,16 @@ def grid_layout(
     else:
         # The one case whose number of chunks depends on the data: it waits for the device, once a forward.
         chunks = int(chunk.max()) + 1
-    grid_shape = (batch, chunks, chunk_size)
-    has_previous = torch.zeros(batch, chunks + 1, dtype=torch.bool, device=device)
-    has_previous[:, 0] = past > chunk_size
-    # Every token writes; those that open no chunk write to a column that is dropped.
-    has_previous = has_previous.scatter(1, chunk.where(opens_chunk, chunks), place >= chunk_size)[:, :-1]
-    layout = ChunkLayout(
+    has_previous = _has_previous(chunk.where(opens_chunk, chunks), chunks, place >= chunk_size, past > chunk_size)
+    return ChunkLayout(
         batch_shape,
-        grid_shape,
+        (batch, chunks, chunk_size),
         has_previous,
         filled=None if tokens_seen is None else filled,
-        **_gather_indices(slot, valid, grid_shape),
+        **_gather_indices(slot, valid, (batch, chunks, chunk_size)),
+        **(_sequences(has_previous) if starts is not None else {}),
+        **(_progress(slot, place, valid, filled, past) if with_cache else {}),
     )
-    if starts is not None:
-        layout = layout._replace(**_sequences(has_previous))
-    if with_cache:
-        layout = layout._replace(**_progress(slot, place, valid, filled, past))
-    return layout
 
 
 def bidirectional_layout(
@@ -226,6 +211,24 @@ def _plain_layout(batch_shape, chunk_size: int, device, with_cache: bool) -> Chu
     return ChunkLayout(
         batch_shape, (batch, chunks, chunk_size), has_previous, slot_valid=slot_valid, ends=seen, seen=seen
     )
+
+
+def _places(valid, starts, past) -> torch.Tensor:
+    """Every token's place in its sequence, `(B, T)`; the first ones of a row's first sequence are in the cache."""
+    rank = valid.cumsum(1) - 1  # order among the real tokens
+    if starts is None:
+        return rank + past[:, None]
+    return rank - torch.where(starts & valid, rank, -past[:, None]).cummax(1).values
+
+
+def _has_previous(opened, chunks: int, continues, first_continues) -> torch.Tensor:
+    """
+    Which chunks `(B, chunks)` continue the one before: as the tokens `(B, T)` say that open them, and of a row's
+    first one, which may be in the cache, as `first_continues` `(B,)` says. Other tokens open one more: it is dropped.
+    """
+    has_previous = torch.zeros(opened.shape[0], chunks + 1, dtype=torch.bool, device=opened.device)
+    has_previous[:, 0] = first_continues
+    return has_previous.scatter(1, opened, continues)[:, :-1]
 
 
 def _gather_indices(slot, valid, grid_shape, per_row: bool = True) -> dict:

@@ -138,9 +138,16 @@ class LatentAttention(nn.Module):
             out = out + 0 * self.statistics(keys[:, 0], values[:, 0])[1][:, None]
         return MemoryState(keys, values, lse, out, *self.refine(self.compressed(out)), conv_inputs)
 
+    def latent_queries(self) -> torch.Tensor:
+        """
+        Step 1's queries `(H, M, d)`, the same for all rows. The projection gets them as a batch of one: PEFT, which
+        can give every row an adapter of its own, would take latents in the first place for rows.
+        """
+        return self.input_to_latent.queries(self.latent_norm(self.latents)[None])[0]
+
     def statistics(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What the latents read in complete chunks `(X, Hkv, C, d)`: `(X, H, M)` and `(X, H, M, d)`."""
-        queries = self.input_to_latent.queries(self.latent_norm(self.latents))  # (H, M, d)
+        queries = self.latent_queries()  # (H, M, d)
         dropout = self.config.attention_dropout if self.training else 0.0
         keys, values = keys.to(queries.dtype), values.to(queries.dtype)  # of another in a cache, see attention.py
         return chunk_statistics(queries, keys, values, self.input_to_latent.scaling, dropout)
@@ -154,7 +161,7 @@ class LatentAttention(nn.Module):
         if not self.config.is_causal:
             return read.unflatten(-1, layout.grid_shape[1:])[:, None]
         rows, chunks = layout.grid_shape[:2]
-        queries = self.input_to_latent.queries(self.latent_norm(self.latents))  # (H, M, d)
+        queries = self.latent_queries()  # (H, M, d)
         scores = chunk_scores(queries, read.keys.flatten(0, 1), self.input_to_latent.scaling).unflatten(0, (rows, -1))
         order = torch.arange(chunks, device=scores.device)
         visible = (order < order[:, None]).expand(rows, -1, -1)  # (R, n, j): chunk n sees chunk j
@@ -171,7 +178,7 @@ class LatentAttention(nn.Module):
         """Step 1, bidirectional: one set of latents per row, which has read all of its tokens; and step 2 on that."""
         rows = inputs.shape[0]
         keys, values = self.input_to_latent.keys_values(inputs.flatten(1, 2))  # (R, Hkv, N C, d)
-        queries = self.input_to_latent.queries(self.latent_norm(self.latents)).expand(rows, -1, -1, -1)
+        queries = self.latent_queries().expand(rows, -1, -1, -1)  # (R, H, M, d)
         mask, reads = None, 1
         if layout.slot_valid is not None:
             valid = layout.slot_valid.flatten(1).expand(rows, -1)

@@ -667,3 +667,28 @@ def test_lora_trains_merges_saves_and_loads(tmp_path):
     loaded = peft.PeftModel.from_pretrained(tiny_model(), tmp_path)
     close(loaded(input_ids=input_ids).logits, trained.logits, atol=1e-6)
     close(model.merge_and_unload()(input_ids).logits, trained.logits, atol=1e-4)
+
+
+def two_adapters(**settings) -> peft.PeftModel:
+    settings = peft.LoraConfig(task_type="CAUSAL_LM", r=2, init_lora_weights=False, **settings)
+    torch.manual_seed(0)
+    model = peft.get_peft_model(tiny_model(), settings, adapter_name="one")
+    model.add_adapter("two", settings)
+    return model.eval()
+
+
+def test_rows_take_adapters_of_their_own_in_local_attention_and_mlp():
+    model = two_adapters(target_modules=r".*\.(local_attention|mlp)\..*_proj")
+    input_ids = random_ids(3, LENGTH)
+    names = ["two", "one", "two"]
+    together = model(input_ids=input_ids, adapter_names=names).logits
+    for row, name in enumerate(names):
+        model.set_adapter(name)
+        close(together[row : row + 1], model(input_ids=input_ids[row : row + 1]).logits, atol=1e-5)
+
+
+def test_rows_are_not_taken_for_latents():
+    """A batch of as many rows as there are latents would give each latent the adapter of a row."""
+    model = two_adapters(target_modules=["q_proj"])
+    with pytest.raises(ValueError, match="Length of `adapter_names` should be the same as the number of inputs"):
+        model(input_ids=random_ids(model.config.num_latents, LENGTH), adapter_names=["one", "two", "one"])

@@ -98,7 +98,7 @@ class RecentLatentAttention(LatentAttention):
         return super().compress(inputs, conv_inputs, layout, cached)
 
     def statistics(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        queries = self.input_to_latent.queries(self.latent_norm(self.latents))  # (H, M, d)
+        queries = self.latent_queries()  # (H, M, d)
         scores = chunk_scores(queries, keys, self.input_to_latent.scaling) + self.bias
         lse = scores.logsumexp(-1)
         return lse, (scores - lse[..., None]).exp() @ values

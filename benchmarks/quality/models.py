@@ -33,7 +33,7 @@ from transformers import (
     Qwen3NextForCausalLM,
 )
 
-from benchmarks.peers import NoLatentAttention
+from benchmarks.peers import WithoutLatents
 from modeling_latent import LatentAttentionConfig, LatentAttentionForCausalLM
 
 from .changes import CHANGES
@@ -104,10 +104,7 @@ def latents(shape: dict, **settings) -> PreTrainedModel:
 
 def window(shape: dict, chunk_size: int) -> PreTrainedModel:
     """The same model without its latents, in any layer."""
-    model = LatentAttentionForCausalLM(our_config(shape, num_latents=1, chunk_size=chunk_size))
-    for layer in model.model.layers:
-        layer.latent_attention = NoLatentAttention()
-    return model
+    return WithoutLatents(our_config(shape, num_latents=1, chunk_size=chunk_size))
 
 
 def whole_window(shape: dict, chunk_size: int) -> PreTrainedModel:
