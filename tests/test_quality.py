@@ -21,15 +21,10 @@ import pytest
 import torch
 
 from benchmarks import record
+from benchmarks.peers import NoLatentAttention
 from benchmarks.quality import ablations, capacity, language_model, mqar, passkey, tables, training, units
 from benchmarks.quality.changes import CHANGES
-from benchmarks.quality.models import (
-    NoLatentAttention,
-    build,
-    count_parameters,
-    matched_shape,
-    state_elements,
-)
+from benchmarks.quality.models import build, count_parameters, matched_shape, state_elements
 from common import randomize
 
 
