@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
 
@@ -41,6 +42,12 @@ def revision() -> str:
     status = ["git", "status", "--porcelain", "--", ".", ":!benchmarks/results", ":!benchmarks/figures"]
     changed = subprocess.run(status, cwd=root, capture_output=True, text=True).stdout
     return commit + "+" * bool(changed.strip()) if commit else "not a git checkout"
+
+
+def code_at(revisions: Iterable[str]) -> str:
+    """The different ones of `revisions`, short, as captions name them."""
+    short = dict.fromkeys(revision[:8] + "+" * revision.endswith("+") for revision in revisions)
+    return f"code at {', '.join(short)}" + " (+: with uncommitted changes)" * any("+" in name for name in short)
 
 
 def environment(device: str) -> dict:

@@ -199,16 +199,13 @@ def origin(result: dict, device: str, readme: Path) -> str:
         values = {part[name] for part in environments}
         if len(values) > 1:
             raise ValueError(f"Parts of speed-{device}.json differ in `{name}`, {values}: measure all of them again.")
-    revisions = ", ".join(
-        dict.fromkeys(part["revision"][:8] + "+" * part["revision"].endswith("+") for part in environments)
-    )
     figure = os.path.relpath(FIGURES / f"speed-{device}.svg", readme.parent)
     file = os.path.relpath(record.RESULTS / f"speed-{device}.json", readme.parent)
     return (
         f"![Time and memory against length]({figure})\n\n"
         f"[{Path(file).name}]({file}): {environment['device']}, {environment['threads']} threads, torch "
-        f"{environment['torch']}, transformers {environment['transformers']}, {environment['date']}, code at "
-        f"{revisions} (+: with uncommitted changes).\n\n"
+        f"{environment['torch']}, transformers {environment['transformers']}, {environment['date']}, "
+        f"{record.code_at(part['revision'] for part in environments)}.\n\n"
     )
 
 

@@ -296,6 +296,7 @@ def test_finished_units_are_not_run_again(folder):
     assert [unit["seed"] for unit in found] == [0, 2] and done == [0, 1, 2]
     found = units.run_units("table", points, run_unit, arguments())
     assert [unit["accuracy"] for unit in found] == [0.0, 0.1, 0.2] and done == [0, 1, 2, 1]
+    assert {unit["revision"] for unit in found} == {record.revision()}
     units.run_units("table", [{"seed": 0, "steps": 5}], run_unit, arguments())
     assert done[4:] == [0]  # another recipe is another unit
     assert units.run_units("table", [{"seed": 7}], run_unit, arguments(deadline=0.0)) == [] and done[5:] == []

@@ -181,7 +181,8 @@ def render(table: str) -> str:
         if result["points"]:
             where = result["environment"]
             note = f"{result['title']}: {seeds(result)}, {where['device']}, {result['jobs']} units at a time"
-            parts.append(f"{note}, torch {where['torch']}, transformers {where['transformers']}.\n\n")
+            code = record.code_at(unit["revision"] for point in result["points"] for unit in point)
+            parts.append(f"{note}, torch {where['torch']}, transformers {where['transformers']}, {code}.\n\n")
             parts.append(reductions(result))
             parts.append(markdown(TABLES[table](result)) + f"\n![{result['title']}](../results/{file.stem}.svg)\n")
     return "\n".join(parts) or "Not measured yet.\n"

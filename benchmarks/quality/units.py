@@ -60,9 +60,9 @@ def key_of(unit: dict) -> str:
 
 
 def read_finished(file: Path) -> dict[str, dict]:
-    """Results by `key_of` their unit."""
+    """Results, and the revision of the code that they come from, by `key_of` their unit."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    return {key_of(line["unit"]): line["result"] for line in map(json.loads, lines)}
+    return {key_of(line["unit"]): {**line["result"], "revision": line["revision"]} for line in map(json.loads, lines)}
 
 
 def set_threads(jobs: int) -> None:
@@ -77,7 +77,7 @@ def run_units(
     Run the units that have no line in `results/NAME.jsonl` yet, until the deadline.
 
     Returns:
-        `{**unit, **result}` of those of `units` that are finished, in their order.
+        `{**unit, **result}`, with the code's `revision`, of those of `units` that are finished, in their order.
     """
     file = record.RESULTS / f"{name}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def run_units(
     revision = record.revision()
     for unit, result in run_all(waiting, run_unit, args):
         if result is not None:
-            finished[key_of(unit)] = result
+            finished[key_of(unit)] = {**result, "revision": revision}
             with file.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps({"unit": unit, "result": result, "revision": revision}) + "\n")
             print(json.dumps({**unit, **result}), flush=True)
