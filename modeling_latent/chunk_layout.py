@@ -107,8 +107,8 @@ def grid_layout(
         chunk_size: tokens per chunk C.
         device: where the indices go.
         valid: `(B, T)` bool, `False` for padding; `None`: every token is real.
-        starts: `(B, T)` bool, tokens that start a packed sequence; `None`: a row is one sequence.
-        tokens_seen: `(B,)`, tokens of the sequence that the cache holds; `None`: an empty cache, or none.
+        starts: `(B, T)` bool, real tokens that start a packed sequence; `None`: a row is one sequence.
+        tokens_seen: `(B,)`, tokens of the sequence that the cache holds; `None`: it is empty. Never beside `starts`.
         with_cache: whether `ends` and `seen` are needed.
         most_sequences: how many packed sequences there are at most, if the caller knows: a compiled graph, which
             can't look how many chunks they fill, then makes room for one chunk more each.
@@ -119,7 +119,7 @@ def grid_layout(
     valid = torch.ones(batch_shape, dtype=torch.bool, device=device) if valid is None else valid
     past = torch.zeros(batch, dtype=torch.long, device=device) if tokens_seen is None else tokens_seen
     filled = torch.where(past > 0, (past - 1) % chunk_size + 1, 0)  # (B,), C for a chunk that is complete
-    place = _places(valid, starts, past)  # (B, T)
+    place = _places(valid, starts) + past[:, None]  # (B, T)
     opens_chunk = valid & (place % chunk_size == 0)
     chunk = (opens_chunk.cumsum(1) - 1 + (filled > 0)[:, None]).clamp(min=0)  # (B, T)
     slot = chunk * chunk_size + place % chunk_size  # (B, T)
@@ -155,13 +155,10 @@ def bidirectional_layout(
     batch, length = batch_shape
     valid = torch.ones(batch_shape, dtype=torch.bool, device=device) if valid is None else valid
     row = torch.arange(batch, device=device)[:, None].expand(batch_shape)
-    place = valid.cumsum(1) - 1
+    place = _places(valid, starts)
     rows, longest = batch, length
     if starts is not None:
-        starts = valid & (starts | (place == 0))
-        first = torch.where(starts, place, 0).cummax(1).values
-        place = place - first
-        row = (starts.flatten().cumsum(0) - 1).clamp(min=0).view(batch_shape)
+        row = ((valid & (place == 0)).flatten().cumsum(0) - 1).clamp(min=0).view(batch_shape)
         rows, longest = int(row.max()) + 1, int(place.max()) + 1
     chunks = -(-longest // chunk_size)
     has_previous = (torch.arange(chunks, device=device) > 0)[None]  # (1, N)
@@ -213,12 +210,10 @@ def _plain_layout(batch_shape, chunk_size: int, device, with_cache: bool) -> Chu
     )
 
 
-def _places(valid, starts, past) -> torch.Tensor:
-    """Every token's place in its sequence, `(B, T)`; the first ones of a row's first sequence are in the cache."""
-    rank = valid.cumsum(1) - 1  # order among the real tokens
-    if starts is None:
-        return rank + past[:, None]
-    return rank - torch.where(starts & valid, rank, -past[:, None]).cummax(1).values
+def _places(valid, starts) -> torch.Tensor:
+    """Every real token's place in its sequence, `(B, T)`."""
+    rank = valid.cumsum(1) - 1  # order among the row's real tokens
+    return rank if starts is None else rank - torch.where(starts, rank, 0).cummax(1).values
 
 
 def _has_previous(opened, chunks: int, continues, first_continues) -> torch.Tensor:

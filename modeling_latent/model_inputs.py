@@ -102,16 +102,40 @@ def predictable(labels: torch.Tensor, attention_mask: torch.Tensor | None) -> to
     return labels.masked_fill(seen <= 1, -100)
 
 
+def real_before(values: torch.Tensor, valid: torch.Tensor | None, none: int) -> torch.Tensor:
+    """Of the last real token in front of each `(B, T)`; `none` where there is none."""
+    if valid is None:
+        return nn.functional.pad(values[:, :-1], (1, 0), value=none)
+    order = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
+    last = nn.functional.pad(torch.where(valid, order, -1).cummax(1).values[:, :-1], (1, 0), value=-1)
+    return values.expand_as(valid).gather(1, last.clamp(min=0)).masked_fill(last < 0, none)
+
+
 def restarts(position_ids: torch.Tensor, valid: torch.Tensor | None, first: bool) -> torch.Tensor:
     """
     Real tokens `(B, T)` from which positions count anew: those at 0, and as some models count from 1 or 2, those that
-    come right after a real token whose position was not lower. `first`: whether that of a row does without being at 0.
+    are not above the real token before. `first`: whether a row's first one does without being at 0.
     """
-    falls = position_ids[:, 1:] <= position_ids[:, :-1]
-    if valid is not None:
-        falls = falls & valid[:, :-1]
-    starts = (position_ids == 0) | nn.functional.pad(falls, (1, 0), value=first)
+    none = torch.iinfo(position_ids.dtype).max if first else -1
+    starts = (position_ids == 0) | (position_ids <= real_before(position_ids, valid, none))
     return starts if valid is None else starts & valid
+
+
+def sequence_numbers(cu_seq_lens_q: torch.Tensor, batch: int, length: int, device: torch.device) -> torch.Tensor:
+    """`seq_idx` `(1, T)` from where sequences start, and where the last ends. Looking waits for the device."""
+    if batch != 1:
+        raise ValueError(
+            f"`cu_seq_lens_q` is for one row of packed sequences, but `input_ids` has {batch} rows: put them one "
+            "after another into one row, or pass `position_ids` that restart at 0."
+        )
+    cu_seq_lens_q = cu_seq_lens_q.to(device, torch.long)
+    if not torch.compiler.is_compiling() and ((cu_seq_lens_q < 0) | (cu_seq_lens_q > length)).any():
+        raise ValueError(
+            f"`cu_seq_lens_q` is {cu_seq_lens_q.tolist()} but must be places in the row of {length} tokens: where "
+            f"each sequence starts, beginning with 0, and where the last one ends, {length}."
+        )
+    starts = torch.zeros(1, length + 1, dtype=torch.long, device=device)
+    return starts.index_fill(1, cu_seq_lens_q, 1)[:, :-1].cumsum(1)
 
 
 def check_no_restart(position_ids, valid, tokens_seen: torch.Tensor) -> None:
@@ -137,15 +161,10 @@ def packed_starts(position_ids, cu_seq_lens_q, seq_idx, valid, tokens_seen, inpu
         check_no_restart(position_ids, valid, tokens_seen)
         return None
     if cu_seq_lens_q is not None:
-        if batch != 1:
-            raise ValueError(
-                f"`cu_seq_lens_q` is for one row of packed sequences, but `input_ids` has {batch} rows: put them one "
-                "after another into one row, or pass `position_ids` that restart at 0."
-            )
-        starts = torch.zeros(1, length + 1, dtype=torch.bool, device=inputs_embeds.device)
-        return starts.index_fill(1, cu_seq_lens_q.to(starts.device, torch.long), True)[:, :-1]
+        seq_idx = sequence_numbers(cu_seq_lens_q, batch, length, inputs_embeds.device)
     if seq_idx is not None:
-        return seq_idx != nn.functional.pad(seq_idx[:, :-1], (1, 0), value=-1)
+        starts = seq_idx != real_before(seq_idx, valid, none=-1)
+        return starts if valid is None else starts & valid
     if position_ids is None or length == 1:
         return None
     starts = restarts(position_ids, valid, first=True).expand(batch, length)

@@ -302,6 +302,31 @@ def test_5_packed_rows_of_a_batch_with_padding_between():
         torch.testing.assert_close(logits[row, span], model(input_ids[row, span][None]).logits[0], **CLOSE)
 
 
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("padding", [(5,), (4, 5), (5, 6, 7), (0, 4, 5), (2, 5, 11)], ids=str)
+def test_5_a_document_that_starts_with_padding_is_a_document_of_its_own(padding, is_causal):
+    model = double_model(is_causal=is_causal)
+    input_ids, lengths = random_ids(1, 12), [5, 7]
+    mask = torch.ones_like(input_ids).index_fill(1, torch.tensor(padding), 0)
+    real = [part[keep.bool()] for part, keep in zip(input_ids[0].split(lengths), mask[0].split(lengths), strict=True)]
+    alone = torch.cat([model(part[None]).logits[0] for part in real])
+    for packing in (
+        {"position_ids": torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6]])},
+        {"seq_idx": torch.tensor([[0] * 5 + [1] * 7])},
+        {"cu_seq_lens_q": torch.tensor([0, 5, 12])},
+    ):
+        packed = model(input_ids, attention_mask=mask, **packing).logits
+        torch.testing.assert_close(packed[mask.bool()], alone, **CLOSE)
+
+
+@pytest.mark.parametrize("places", [[-3, 12], [0, 5, 13]])
+def test_5_sequences_that_do_not_lie_in_the_row_are_refused(places):
+    with pytest.raises(
+        ValueError, match=rf"`cu_seq_lens_q` is \[{places[0]}.* must be places in the row of 12 tokens"
+    ):
+        double_model()(random_ids(1, 12), cu_seq_lens_q=torch.tensor(places))
+
+
 def test_5_the_last_packed_document_continues_from_the_cache():
     model = double_model()
     input_ids = random_ids(1, 24)
