@@ -259,22 +259,33 @@ def decode_times(steps: dict[str, Callable], context: int, chunk_size: int, devi
 
 
 def decode_throughput(bench: Bench, context: int, batches: tuple[int, ...]) -> None:
-    """Tokens per second of ours and Llama, each at the largest of `batches` that fits."""
+    """Tokens per second of ours and Llama, each at the largest of `batches` that fits, with the device to itself."""
     for name in (OURS, FULL):
-        model = bench.model(name)
-        one, _ = cache_at(bench, model, name, context, None, 0)
-        for batch in sorted(batches, reverse=True):
-            if bench.device == "cuda":
-                torch.cuda.empty_cache()
-            try:
-                cache = deepcopy(one)
-                cache.batch_repeat_interleave(batch)
-                steps = {name: greedy_step(model, cache, context, batch)}
-                point = decode_times(steps, context, bench.configs[OURS].chunk_size, bench.device)[name]
-            except torch.OutOfMemoryError:
-                continue
-            bench.note("throughput", context, {name: {"batch": batch, "tokens": batch / point["seconds"], **point}})
-            break
+        point = largest_batch(bench, name, context, batches)
+        if point is not None:
+            bench.note("throughput", context, {name: point})
+
+
+def largest_batch(bench: Bench, name: str, context: int, batches: tuple[int, ...]) -> dict | None:
+    """Of one model; `None` where none fits. A function of its own, so that what one try held is free for the next."""
+    model = bench.model(name)
+    one, _ = cache_at(bench, model, name, context, None, 0)
+    for batch in sorted(batches, reverse=True):
+        if bench.device == "cuda":
+            torch.cuda.empty_cache()
+        try:
+            times = batch_times(bench, model, deepcopy(one), context, batch)
+        except torch.OutOfMemoryError:
+            continue
+        return {"batch": batch, "tokens": batch / times["seconds"], **times}
+    return None
+
+
+def batch_times(bench: Bench, model: PreTrainedModel, cache, context: int, batch: int) -> dict:
+    """Of a step with `batch` copies of the one row in `cache`."""
+    cache.batch_repeat_interleave(batch)
+    steps = {"": greedy_step(model, cache, context, batch)}
+    return decode_times(steps, context, bench.configs[OURS].chunk_size, bench.device)[""]
 
 
 def training_peak(name: str, config: PreTrainedConfig, device: str, dtype: torch.dtype, length: int) -> dict:

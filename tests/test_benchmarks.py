@@ -13,8 +13,10 @@
 # limitations under the License.
 """The benchmarks: equal peers, real masks, every measure at toy size, and numbers shown as they were measured."""
 
+import weakref
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -193,10 +195,20 @@ def test_what_does_not_fit_is_missing():
     assert set(timing.interleaved({"a": fails, "b": int}, "cpu", seconds=1)) == {"b"}
 
 
-def test_throughput_takes_the_largest_batch():
-    bench = tiny_bench((FULL,))
-    speed.decode_throughput(bench, 8, batches=(1, 3))
-    assert {model["8"]["batch"] for model in bench.result["throughput"].values()} == {3}
+def test_throughput_takes_the_largest_batch_that_fits():
+    bench, make, models = tiny_bench((FULL,)), speed.batch_times, []
+
+    def batch_times(bench, model, cache, context, batch):
+        """As on a device where five rows don't fit."""
+        if batch > 3:
+            raise torch.OutOfMemoryError
+        models.append(weakref.ref(model))
+        assert [ref() is None for ref in models[:-1]] == [True] * (len(models) - 1)  # none that still takes room
+        return make(bench, model, cache, context, batch)
+
+    with mock.patch.object(speed, "batch_times", batch_times):
+        speed.decode_throughput(bench, 8, batches=(1, 5, 3))
+    assert [bench.result["throughput"][name]["8"]["batch"] for name in (OURS, FULL)] == [3, 3]
 
 
 def test_limits_and_kernels():
