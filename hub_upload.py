@@ -71,7 +71,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--create-pr", action="store_true", help="open a pull request against main instead of committing to it")
     add("--commit-message", metavar="TEXT", help="the commit's title")
     add("--public", action="store_true", help="make a new repository public; without this it is private")
-    add("--max-shard-size", type=shard_size, default="5GB", metavar="SIZE", help="of a weight file (default: 5GB)")
+    add("--max-shard-size", type=shard_size, metavar="SIZE", help="of a weight file (default: 5GB)")
     add("--include", action="append", default=[], metavar="PATTERN", help="also upload these files of CHECKPOINT")
     add("--merge", action="store_true", help="merge an adapter into its base and upload the whole model")
     add("--license", metavar="ID", help="for the card (default: the card's own, else apache-2.0)")

@@ -64,6 +64,10 @@ def check_checkpoint(args: argparse.Namespace) -> Checkpoint:
         raise BadInput(f"--merge is given but {folder} holds no adapter_config.json; leave --merge out")
     else:
         checkpoint = Checkpoint(folder)
+    if checkpoint.is_adapter and args.max_shard_size:
+        raise BadInput(
+            f"--max-shard-size is {args.max_shard_size}, but an adapter is one file; leave it out, or give --merge"
+        )
     model_folder = checkpoint.base_folder or folder
     check_config(model_folder / "config.json")
     check_weights(model_folder, "model")

@@ -43,19 +43,25 @@ def assemble(args: argparse.Namespace, checkpoint: Checkpoint, export: Path) -> 
             shutil.copyfile(checkpoint.folder / name, export / name)
     else:
         model = merge_adapter(model, checkpoint.folder) if args.merge else model
-        model.save_pretrained(export, max_shard_size=args.max_shard_size)
+        model.save_pretrained(export, max_shard_size=args.max_shard_size or "5GB")
     folders = [checkpoint.folder] + ([checkpoint.base_folder] if args.merge else [])
     if tokenizer_folders := [folder for folder in folders if (folder / TOKENIZER_CONFIG).is_file()]:
         load(AutoTokenizer, tokenizer_folders[0], trust_remote_code=False).save_pretrained(export)
     card = make_card(args, checkpoint, model, has_tokenizer=bool(tokenizer_folders))
     card.save(export / "README.md")
     shutil.copyfile(find_license(args, card), export / "LICENSE")
+    copy_extras(args, extras, export)
+    return reference
+
+
+def copy_extras(args: argparse.Namespace, extras: list[str], export: Path):
+    """The export's own files stay: the checkpoint's config.json may know nothing of the code beside it."""
     for name in extras:
-        # The export's own files stay: the checkpoint's config.json may know nothing of the code beside it.
-        if not (export / name).exists():
+        if (export / name).exists():
+            print(f"note        {name} is made anew by the export; that of --include is not uploaded")
+        else:
             (export / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(args.checkpoint / name, export / name)
-    return reference
 
 
 def included_files(args: argparse.Namespace) -> list[str]:

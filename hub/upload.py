@@ -28,6 +28,7 @@ from .card import load_line
 from .checkpoint import Checkpoint
 from .errors import BadInput, Stop
 from .export import exported_files
+from .reader import TOKENIZER_CONFIG
 
 
 T = TypeVar("T")
@@ -39,6 +40,16 @@ STALE_PATTERNS = (
     "*.py",
     "config.json",
     "adapter_*.json",
+)
+# The same where the upload has a tokenizer. One without leaves that of an earlier upload in place.
+STALE_TOKENIZER_PATTERNS = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "chat_template.*",
 )
 RETRY_PAUSES_S = (2, 8, 30)
 REQUEST_TIMEOUT_S = 120
@@ -99,9 +110,8 @@ def commit_export(api: HfApi, args: argparse.Namespace, export: Path, parent: st
     """
     files = exported_files(export)
     remote = api.list_repo_files(args.repo_id, revision=args.revision)
-    stale = [
-        name for name in remote if name not in files and any(is_stale(name, pattern) for pattern in STALE_PATTERNS)
-    ]
+    patterns = STALE_PATTERNS + (STALE_TOKENIZER_PATTERNS if TOKENIZER_CONFIG in files else ())
+    stale = [name for name in remote if name not in files and any(is_stale(name, pattern) for pattern in patterns)]
     return api.create_commit(
         args.repo_id,
         [CommitOperationDelete(name) for name in stale] + [CommitOperationAdd(name, export / name) for name in files],

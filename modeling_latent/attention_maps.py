@@ -35,10 +35,13 @@ from dataclasses import dataclass
 
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, MaskedLMOutput
+from transformers.utils import logging
 
 from .chunk_layout import ChunkLayout
 from .configuration_latent import LatentAttentionConfig
 
+
+logger = logging.get_logger(__name__)
 
 MAPS = ("compression_attentions", "refinement_attentions", "local_attentions")
 
@@ -69,6 +72,12 @@ def what_to_record(output_attentions: bool | None, config: LatentAttentionConfig
     """The library records each kind under a flag of its own; here one flag asks for all of them."""
     if output_attentions is None:
         output_attentions = config.output_attentions
+    implementation = config._attn_implementation or "sdpa"
+    if output_attentions and implementation != "eager":
+        logger.warning_once(
+            f"`output_attentions` is True, but `attn_implementation` is {implementation!r}, which has no attention "
+            'weights to return: `attentions` stays empty. Call `model.set_attn_implementation("eager")` first.'
+        )
     return {f"output_{name}": output_attentions for name in ("attentions", *MAPS)}
 
 

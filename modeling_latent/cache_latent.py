@@ -209,12 +209,6 @@ class LatentAttentionCacheLayer(CacheLayerMixin):
             self.history = []
             self.batch_size = self.state.tokens_seen.shape[0]
 
-    def offload(self) -> None:
-        self._apply(lambda tensor: tensor.to("cpu", non_blocking=True))
-
-    def prefetch(self) -> None:
-        self._apply(lambda tensor: tensor.to(self.device, non_blocking=True))
-
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         self._apply(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
 

@@ -39,6 +39,7 @@ def init_weights(config: LatentAttentionConfig, module: nn.Module) -> None:
     other linear layers                              normal, std 1 / sqrt(fan_in): variance is kept
     token_conv of the memory                         normal, std 1: each token before weighs as much as the token
     token_conv of the MLP                            normal, std 1 / sqrt(kernel): all its tokens weigh as much as one
+    scales of norms                                  one
     biases                                           zero
     """
     if isinstance(module, LatentAttention):

@@ -37,8 +37,6 @@ class TokensSeen(NamedTuple):
 
     def fits(self, past_key_values, tokens: torch.Tensor) -> bool:
         """Whether it still is of this cache: neither expanded nor cropped, which a static one can't be."""
-        if past_key_values is None:
-            return False
         length = past_key_values.get_seq_length()
         return len(self.counts) == tokens.shape[0] and (isinstance(length, torch.Tensor) or length == self.length)
 

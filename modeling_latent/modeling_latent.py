@@ -487,7 +487,8 @@ class LatentAttentionForSequenceClassification(GenericForSequenceClassification,
     ) -> SequenceClassifierOutputWithPast:
         """
         Arguments as in [`LatentAttentionModel`], and `labels` `(B,)`. Padding, on either side, is where
-        `attention_mask` is 0; without a mask, where `input_ids` are the padding token, if there is one.
+        `attention_mask` is 0. Without a mask the model reads it; what is pooled then leaves out the padding token, if
+        there is one.
         """
         outputs = self.model(input_ids, attention_mask, inputs_embeds=inputs_embeds, **kwargs)
         logits = self.score(outputs.last_hidden_state)  # (B, T, labels)

@@ -15,9 +15,11 @@
 
 import pytest
 import torch
+from transformers.testing_utils import CaptureLogger
+from transformers.utils.logging import warning_once
 
 from common import random_ids, randomize, tiny_config, tiny_model
-from modeling_latent import LatentAttentionForMaskedLM, LatentAttentionModel
+from modeling_latent import LatentAttentionForMaskedLM, LatentAttentionModel, attention_maps
 
 
 C, M, H = 4, 3, 4
@@ -199,7 +201,10 @@ def test_without_local_attention_there_is_no_local_map():
     assert len(outputs.compression_attentions) == 2
 
 
-def test_fused_attention_has_no_weights_as_in_the_library():
-    outputs = tiny_model(attn_implementation="sdpa")(random_ids(1, 9), output_attentions=True)
+def test_fused_attention_has_no_weights_and_says_so():
+    warning_once.cache_clear()  # an earlier test may have had the warning
+    with CaptureLogger(attention_maps.logger) as captured:
+        outputs = tiny_model(attn_implementation="sdpa")(random_ids(1, 9), output_attentions=True)
+    assert "`attn_implementation` is 'sdpa', which has no attention weights" in captured.out
     assert outputs.attentions == ()
     assert outputs.compression_attentions is outputs.refinement_attentions is outputs.local_attentions is None

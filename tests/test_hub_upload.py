@@ -536,11 +536,28 @@ def test_only_the_list_and_what_is_named_goes_in(upload, hub, checkpoint):
     assert set(hub.repos[REPO_ID].files()) == EXPORT_FILES | named | {".gitattributes"}
 
 
+def test_a_tokenizer_replaces_the_whole_tokenizer_of_an_earlier_upload(upload, hub, checkpoint):
+    """A template that stayed would be loaded as that of the new tokenizer."""
+    upload(checkpoint, "--skip-verify")
+    (checkpoint / "chat_template.jinja").unlink()
+    assert upload(checkpoint, "--skip-verify").code == 0
+    assert set(hub.repos[REPO_ID].files()) == EXPORT_FILES - {"chat_template.jinja"} | {".gitattributes"}
+
+
+def test_an_upload_without_a_tokenizer_leaves_that_of_an_earlier_one(upload, hub, checkpoint):
+    upload(checkpoint, "--skip-verify")
+    for name in TOKENIZER_FILES:
+        (checkpoint / name).unlink()
+    assert upload(checkpoint, "--skip-verify").code == 0
+    assert set(hub.repos[REPO_ID].files()) == EXPORT_FILES | {".gitattributes"}
+
+
 def test_include_does_not_replace_what_the_export_made(upload, hub, checkpoint):
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps({**config, "auto_map": {}}))
-    upload(checkpoint, "--skip-verify", "--include", "*.json")
+    result = upload(checkpoint, "--skip-verify", "--include", "*.json")
     assert json.loads(hub.repos[REPO_ID].files()["config.json"])["auto_map"]
+    assert "note        config.json is made anew by the export" in result.out
 
 
 def test_nothing_uploaded_names_a_local_path(upload, hub, saved):
@@ -613,6 +630,8 @@ def test_adapter(upload, worker, hub, saved, tmp_path):
     assert len(hub.requests) == requests
     assert "base_model: me/base" in shown.out and "model = PeftModel.from_pretrained(" in shown.out
     own_card.rename(tmp_path / "adapter" / "README.md")
+    refused = upload(tmp_path / "adapter", "--max-shard-size", "1MB")
+    assert refused.code == 2 and "an adapter is one file" in refused.err
     result = upload(tmp_path / "adapter", "--skip-verify")
     files = hub.repos[REPO_ID].files()
     assert set(files) == {"adapter_config.json", "adapter_model.safetensors", "README.md", "LICENSE", ".gitattributes"}
