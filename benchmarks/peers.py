@@ -14,6 +14,7 @@
 """The models that are measured, ours and its peers, all of transformers and of equal size."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -174,16 +175,26 @@ def build(name: str, config: PreTrainedConfig) -> PreTrainedModel:
     return OWN_CLASSES[name](config) if name in OWN_CLASSES else AutoModelForCausalLM.from_config(config)
 
 
-def count_parameters(name: str, config: PreTrainedConfig) -> int:
+def parameters_of(make: Callable[[], PreTrainedModel]) -> int:
     """Tied embeddings counted once. Allocates nothing."""
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in build(name, config).parameters())
+        return sum(parameter.numel() for parameter in make().parameters())
+
+
+def count_parameters(name: str, config: PreTrainedConfig) -> int:
+    return parameters_of(lambda: build(name, config))
+
+
+def nearest_size(count: Callable[[int], int], parameters: int) -> int:
+    """The size, of 1 and more, whose `count` of parameters is the nearest to `parameters`: it is linear in the size."""
+    one, two = count(1), count(2)
+    return max(1, 1 + round((parameters - one) / (two - one)))
 
 
 def equal_config(name: str, ours: LatentAttentionConfig) -> PreTrainedConfig:
-    """The configuration of peer `name` whose number of parameters is the nearest to ours: it is linear in units."""
-    one, two = (count_parameters(name, CONFIGS[name](ours, units)) for units in (1, 2))
-    return CONFIGS[name](ours, max(1, 1 + round((count_parameters(OURS, ours) - one) / (two - one))))
+    """The configuration of peer `name` whose number of parameters is the nearest to ours."""
+    make = partial(CONFIGS[name], ours)
+    return make(nearest_size(lambda units: count_parameters(name, make(units)), count_parameters(OURS, ours)))
 
 
 def configs_of(name: str, peers: tuple[str, ...]) -> dict[str, PreTrainedConfig]:

@@ -50,6 +50,13 @@ def code_at(revisions: Iterable[str]) -> str:
     return f"code at {', '.join(short)}" + " (+: with uncommitted changes)" * any("+" in name for name in short)
 
 
+def machine(device: str, jobs: int) -> str:
+    """In one line, for captions."""
+    name = torch.cuda.get_device_name() if device == "cuda" else processor()
+    units = "one unit" if jobs == 1 else f"{jobs} units"
+    return f"{name}, {units} at a time, torch {torch.__version__}, transformers {transformers.__version__}"
+
+
 def environment(device: str) -> dict:
     """Machine, versions and git revision."""
     on_gpu = device == "cuda"

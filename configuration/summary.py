@@ -11,7 +11,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Prints the table of the ready-made configurations; with `--write`, puts it into the README beside this file."""
+"""
+Prints the table of the ready-made configurations; with `--write`, puts it into the README beside this file.
+
+    python -m configuration.summary --write
+"""
 
 import sys
 from pathlib import Path
@@ -20,11 +24,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import modeling_latent  # noqa: F401 (registers the model with the Auto classes)
+from benchmarks import record
 
 
 FOLDER = Path(__file__).parent
 NAMES = ("latent-tiny", "latent-135m", "latent-360m", "latent-1b")
-START, END = "<!-- table: start -->\n", "<!-- table: end -->\n"
 CONTEXT = 32_768
 COLUMNS = (
     "configuration",
@@ -64,9 +68,7 @@ def table() -> str:
 
 
 def write(readme: Path) -> None:
-    before, rest = readme.read_text(encoding="utf-8").split(START)
-    _, after = rest.split(END)
-    readme.write_text(before + START + table() + END + after, encoding="utf-8")
+    readme.write_text(record.fill_in(readme.read_text(encoding="utf-8"), "table", table()), encoding="utf-8")
 
 
 if __name__ == "__main__":

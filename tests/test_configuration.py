@@ -270,12 +270,12 @@ def test_readme_states_the_number_of_parameters(name):
 
 def test_readme_table_is_what_the_command_writes(tmp_path):
     written = tmp_path / "README.md"
-    written.write_text(f"# Title\n{summary.START}an old table\n{summary.END}The end.\n", encoding="utf-8")
+    start, end = "<!-- table: start -->\n", "<!-- table: end -->\n"
+    written.write_text(f"# Title\n{start}an old table\n{end}The end.\n", encoding="utf-8")
     summary.write(written)
-    start, end = "# Title\n" + summary.START, summary.END + "The end.\n"
-    table = written.read_text(encoding="utf-8").removeprefix(start).removesuffix(end)
+    table = written.read_text(encoding="utf-8").removeprefix("# Title\n" + start).removesuffix(end + "The end.\n")
     assert table.count("\n") == 2 + len(summary.NAMES)
-    assert summary.START + table + summary.END in README.read_text(encoding="utf-8")
+    assert start + table + end in README.read_text(encoding="utf-8")
 
 
 def test_every_folder_is_in_the_table():

@@ -19,15 +19,12 @@ from pathlib import Path
 from statistics import mean
 
 import matplotlib
+from matplotlib.figure import Figure  # not pyplot, which may look for a screen
+
+from .units import mean_and_deviation
 
 
-matplotlib.use("agg")
-import matplotlib.pyplot as plt  # noqa: E402 (after the choice of a backend that needs no display)
-
-from .units import mean_and_deviation  # noqa: E402
-
-
-matplotlib.rcParams["svg.hashsalt"] = "latent attention"  # the same numbers give the same file
+STYLE = {"svg.hashsalt": "latent attention"}  # the same numbers give the same file
 NAMES = {
     "full_attention": "full attention",
     "window": "window alone",
@@ -45,16 +42,16 @@ def draw(plot: Callable, file: Path) -> None:
     result = json.loads(file.read_text(encoding="utf-8"))
     if not result["points"]:
         return
-    figure = plt.figure(figsize=(7.5, 4.5), layout="constrained")
-    plot(result, figure)
-    count = len(result["seeds"])
+    count = len(result["recipe"]["seeds"])
     note = f"mean and standard deviation of {count} seeds" if count > 1 else "one seed"
-    figure.suptitle(f"{result['title']}\n{note}", fontsize=10)
-    for axes in figure.axes:
-        axes.grid(alpha=0.3)
-    figure.savefig(file.with_suffix(".svg"), metadata={"Date": None})
-    figure.savefig(file.with_suffix(".png"), dpi=150)
-    plt.close(figure)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+        plot(result, figure)
+        figure.suptitle(f"{result['title']}\n{note}", fontsize=10)
+        for axes in figure.axes:
+            axes.grid(alpha=0.3)
+        figure.savefig(file.with_suffix(".svg"), metadata={"Date": None})
+        figure.savefig(file.with_suffix(".png"), dpi=150)
 
 
 def lines(points: list[list[dict]], label: Callable[[dict], str]) -> dict[str, list[list[dict]]]:

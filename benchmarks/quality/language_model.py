@@ -61,6 +61,7 @@ FORMS = {
         "steps": 9_200,
         "batch_size": 16,
         "test_documents": 64,
+        "bfloat16": True,
         "learning_rates": (5e-4, 1e-3),
         "models": MODELS,
     },
@@ -74,6 +75,7 @@ FORMS = {
         "steps": 120,
         "batch_size": 4,
         "test_documents": 12,
+        "bfloat16": False,
         "learning_rates": (2e-3,),
         "models": MODELS,
     },
@@ -108,6 +110,7 @@ FORMS = {
         "steps": 3,
         "batch_size": 2,
         "test_documents": 2,
+        "bfloat16": False,
         "learning_rates": (1e-3,),
         "models": [("full_attention", {}), ("latents_and_window", {})],
     },
@@ -220,8 +223,9 @@ def base_shape(form: dict) -> dict:
 
 
 def recipe_of(form: dict) -> dict:
+    """What decides a unit's result beside its model. Nothing is said of bfloat16 where it is not used."""
     names = ("text", "length", "steps", "batch_size", "test_documents", "bfloat16")
-    return {name: form[name] for name in names if name in form}
+    return {name: form[name] for name in names if form[name]}
 
 
 def points(form: dict) -> list[dict]:

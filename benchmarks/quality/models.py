@@ -30,10 +30,9 @@ from transformers import (
     Mamba2ForCausalLM,
     PreTrainedModel,
     Qwen3NextConfig,
-    Qwen3NextForCausalLM,
 )
 
-from benchmarks.peers import WithoutLatents
+from benchmarks.peers import GatedDeltaNet, WithoutLatents, nearest_size, parameters_of
 from modeling_latent import LatentAttentionConfig, LatentAttentionForCausalLM
 
 from .changes import CHANGES
@@ -123,7 +122,7 @@ def mamba2(shape: dict, state_size: int) -> PreTrainedModel:
 def gated_delta_net(shape: dict, key_dim: int) -> PreTrainedModel:
     """The linear layers of Qwen3-Next, each before a dense feed-forward layer instead of experts."""
     layers, heads = shape["num_hidden_layers"], shape["num_attention_heads"]
-    model = Qwen3NextForCausalLM(
+    model = GatedDeltaNet(
         Qwen3NextConfig(
             **shape,
             layer_types=["linear_attention"] * layers,
@@ -184,28 +183,21 @@ def hidden_states(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tens
 
 
 def count_parameters(model: str, shape: dict, settings: dict) -> int:
-    """Allocates nothing."""
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in build(model, shape, settings).parameters())
+    return parameters_of(lambda: build(model, shape, settings))
 
 
 def matched_shape(model: str, shape: dict, settings: dict, parameters: int) -> dict:
     """`shape` with the feed-forward width, or in Mamba-2 the number of layers, that comes nearest to `parameters`."""
     field = "num_hidden_layers" if model == "mamba2" else "intermediate_size"
-    sizes = [count_parameters(model, {**shape, field: count}, settings) for count in (1, 2)]
-    return {**shape, field: max(1, round(1 + (parameters - sizes[0]) / (sizes[1] - sizes[0])))}
+    size = nearest_size(lambda size: count_parameters(model, {**shape, field: size}, settings), parameters)
+    return {**shape, field: size}
 
 
 @torch.no_grad()
 def state_elements(model: PreTrainedModel, length: int) -> int:
     """Numbers that the model keeps of one sequence of `length` tokens: those of its real cache, all layers."""
     input_ids = torch.zeros(1, length, dtype=torch.long, device=model.device)
-    inputs = {"input_ids": input_ids}
-    if isinstance(model, Qwen3NextForCausalLM):
-        # It would ask its cache for a length, which a cache of linear layers alone does not know.
-        inputs["position_ids"] = torch.arange(length, device=model.device)[None]
-        inputs["attention_mask"] = {"linear_attention": None, "full_attention": None}
-    outputs = model.base_model(**inputs, use_cache=True)
+    outputs = model(input_ids, use_cache=True)
     cache = outputs.cache_params if "cache_params" in outputs else outputs.past_key_values
     kept = (leaf for layer in cache.layers for leaf in tree_leaves(vars(layer)))
     return sum(leaf.numel() for leaf in kept if isinstance(leaf, torch.Tensor) and leaf.is_floating_point())

@@ -155,15 +155,21 @@ def flat(recipe: dict, prefix: str = "") -> dict[str, str]:
 
 
 def reductions(result: dict) -> str:
-    """What differs from the full form, or nothing."""
+    """What differs from the full form, or nothing. Every form says the same things."""
     here, full = flat(result["recipe"]), flat(result["full_recipe"])
-    values = {name: (value, full.get(name, "not set")) for name, value in here.items()}
-    changed = [f"{name} {value} (full: {other})" for name, (value, other) in values.items() if value != other]
-    return f"What differs from the full form: {'; '.join(changed)}.\n\n" if changed else ""
+    changed = [f"{name} {value} (full: {full[name]})" for name, value in here.items() if value != full[name]]
+    return f"What differs from the full form: {'; '.join(changed)}.\n" if changed else ""
+
+
+def origin(result: dict) -> str:
+    """Machines and code of the units in the table."""
+    units = [unit for point in result["points"] for unit in point]
+    machines = dict.fromkeys(unit["machine"] for unit in units)
+    return f"{'; '.join(machines)}, {record.code_at(unit['revision'] for unit in units)}"
 
 
 def seeds(result: dict) -> str:
-    return "one seed" if len(result["seeds"]) == 1 else f"{len(result['seeds'])} seeds"
+    return "one seed" if len(result["recipe"]["seeds"]) == 1 else f"{len(result['recipe']['seeds'])} seeds"
 
 
 def markdown(rows: list[list[str]]) -> str:
@@ -179,13 +185,11 @@ def render(table: str) -> str:
         file = record.RESULTS / f"quality_{table}_{form}.json"
         result = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"points": []}
         if result["points"]:
-            where = result["environment"]
-            note = f"{result['title']}: {seeds(result)}, {where['device']}, {result['jobs']} units at a time"
-            code = record.code_at(unit["revision"] for point in result["points"] for unit in point)
-            parts.append(f"{note}, torch {where['torch']}, transformers {where['transformers']}, {code}.\n\n")
+            parts.append(f"{result['title']}: {seeds(result)}, {origin(result)}.\n")
             parts.append(reductions(result))
-            parts.append(markdown(TABLES[table](result)) + f"\n![{result['title']}](../results/{file.stem}.svg)\n")
-    return "\n".join(parts) or "Not measured yet.\n"
+            parts.append(markdown(TABLES[table](result)))
+            parts.append(f"![{result['title']}](../results/{file.stem}.svg)\n")
+    return "\n".join(filter(None, parts)) or "Not measured yet.\n"
 
 
 def fill_in(text: str) -> str:

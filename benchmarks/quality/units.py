@@ -55,14 +55,18 @@ def seeds_of(form: dict) -> tuple[int, ...]:
     return form.get("seeds", SEEDS)
 
 
+def recipe_with_seeds(form: dict) -> dict:
+    return {**form, "seeds": seeds_of(form)}
+
+
 def key_of(unit: dict) -> str:
     return json.dumps(unit, sort_keys=True)
 
 
 def read_finished(file: Path) -> dict[str, dict]:
-    """Results, and the revision of the code that they come from, by `key_of` their unit."""
+    """Results, with the machine and the code that they come from, by `key_of` their unit."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    return {key_of(line["unit"]): {**line["result"], "revision": line["revision"]} for line in map(json.loads, lines)}
+    return {key_of(line.pop("unit")): {**line.pop("result"), **line} for line in map(json.loads, lines)}
 
 
 def set_threads(jobs: int) -> None:
@@ -77,18 +81,18 @@ def run_units(
     Run the units that have no line in `results/NAME.jsonl` yet, until the deadline.
 
     Returns:
-        `{**unit, **result}`, with the code's `revision`, of those of `units` that are finished, in their order.
+        `{**unit, **result}`, with `revision` and `machine`, of those of `units` that are finished, in their order.
     """
     file = record.RESULTS / f"{name}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     finished = read_finished(file)
     waiting = [unit for unit in units if key_of(unit) not in finished]
-    revision = record.revision()
+    origin = {"revision": record.revision(), "machine": record.machine(args.device, args.jobs)}
     for unit, result in run_all(waiting, run_unit, args):
         if result is not None:
-            finished[key_of(unit)] = {**result, "revision": revision}
+            finished[key_of(unit)] = {**result, **origin}
             with file.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps({"unit": unit, "result": result, "revision": revision}) + "\n")
+                lines.write(json.dumps({"unit": unit, "result": result, **origin}) + "\n")
             print(json.dumps({**unit, **result}), flush=True)
     return [{**unit, **finished[key_of(unit)]} for unit in units if key_of(unit) in finished]
 
@@ -158,17 +162,14 @@ def mean_and_deviation(units: list[dict], metric: str) -> tuple[float, float]:
 
 
 def write_table(name: str, title: str, forms: dict, swept: dict, args: Namespace) -> Path:
-    """`results/NAME.json`: what was measured, how, where, every finished unit, and what the full form would be."""
+    """`results/NAME.json`: what was measured and how, every finished unit, and what the full form would be."""
     if swept["finished"] < swept["all"]:
         print(f"{name}: {swept['finished']} of {swept['all']} units are finished; the same command goes on from here.")
     result = {
         "title": f"{title}, {args.form}",
         "form": args.form,
-        "recipe": forms[args.form],
-        "full_recipe": forms["full"],
-        "environment": record.environment(args.device),
-        "jobs": args.jobs,
-        "seeds": seeds_of(forms[args.form]),
+        "recipe": recipe_with_seeds(forms[args.form]),
+        "full_recipe": recipe_with_seeds(forms["full"]),
     }
     return record.write(name, {**result, **swept})
 
