@@ -186,7 +186,7 @@ def count_parameters(name: str, config: PreTrainedConfig) -> int:
 
 
 def nearest_size(count: Callable[[int], int], parameters: int) -> int:
-    """The size, of 1 and more, whose `count` of parameters is the nearest to `parameters`: it is linear in the size."""
+    """The size, at least 1, whose `count` of parameters is the nearest to `parameters`: it is linear in the size."""
     one, two = count(1), count(2)
     return max(1, 1 + round((parameters - one) / (two - one)))
 
