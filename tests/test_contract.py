@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache, StaticCache
 
 import reference
-from common import random_ids, randomize, tiny_config, tiny_model
+from common import CLOSE, double_model, random_ids, randomize, tiny_config, tiny_model
 from modeling_latent import LatentAttention, LatentAttentionForCausalLM
 from modeling_latent.prefix_statistics import (
     BLOCK,
@@ -54,11 +54,6 @@ MODELS = {
     "rms norm, biases": {"norm_type": "rms_norm", "attention_bias": True},
 }
 every_model = pytest.mark.parametrize("overrides", MODELS.values(), ids=MODELS.keys())
-CLOSE = {"atol": 1e-9, "rtol": 0}
-
-
-def double_model(**overrides) -> LatentAttentionForCausalLM:
-    return tiny_model(dtype=torch.float64, **overrides)
 
 
 def tensors(tree) -> list[torch.Tensor]:
