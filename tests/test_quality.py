@@ -16,9 +16,11 @@
 import json
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn.functional import one_hot
 
 from benchmarks import record
 from benchmarks.peers import NoLatentAttention
@@ -116,6 +118,59 @@ def test_validation_years_are_not_in_the_training_text():
     for document in validation:
         middle = len(document) // 2
         assert bytes(document[middle : middle + 200].tolist()) not in training_bytes
+
+
+class Stub(torch.nn.Module):
+    """Its logits `(B, T, V)` are what a function makes of `input_ids` `(B, T)`."""
+
+    def __init__(self, logits_of):
+        super().__init__()
+        self.logits_of = logits_of
+
+    @property
+    def base_model(self):
+        return self
+
+    def forward(self, input_ids, use_cache):
+        return SimpleNamespace(last_hidden_state=self.logits_of(input_ids))
+
+    def get_output_embeddings(self):
+        return torch.nn.Identity()
+
+
+def test_recall_is_the_share_of_queries_with_the_right_value():
+    input_ids = ids(5, 7)
+    labels = input_ids.where(torch.arange(7) % 2 == 0, -100)  # the model says each token itself: all are right
+    labels[:, :4:2] += 1  # two of each row's four are wrong
+    assert mqar.accuracy(Stub(partial(one_hot, num_classes=32)), input_ids, labels, batch_size=2) == 0.5
+
+
+def test_a_passkey_is_found_where_all_five_digits_are_right():
+    def four_or_five_right(input_ids):
+        # Of the digits that a text has, the first five are the key.
+        keys = input_ids[input_ids < 10].view(len(input_ids), -1)[:, : passkey.DIGITS].clone()
+        keys[:, 2] += (keys[:, 0] < 5).long()
+        places = torch.nn.functional.pad(keys, (input_ids.shape[1] - passkey.DIGITS, 0))
+        return one_hot(places, len(passkey.TOKENS))
+
+    expected = (passkey.make_texts(25, 64, passkey.TEST_SEED)[:, -passkey.DIGITS] >= 5).double().mean().item()
+    assert 0.2 < expected < 0.8
+    assert passkey.accuracy(Stub(four_or_five_right), 64, 25, "cpu") == expected
+
+
+def test_the_loss_of_a_span_is_its_mean_from_the_start_of_documents():
+    """Byte 0 costs 1 nat at the first place, 2 at the second, and so on; byte 1 nothing near that."""
+
+    def rising(input_ids):
+        place = torch.arange(1.0, input_ids.shape[1] + 1).expand_as(input_ids)
+        return torch.stack([torch.zeros_like(place), place.expm1().log()], dim=-1)
+
+    short, long, other = torch.ones(32), torch.ones(80), torch.ones(80)
+    long[:33] = 0
+    documents = [document.to(torch.uint8) for document in (short, long, other)]
+    found = language_model.evaluate(Stub(rising), documents, length=2, count=1, device="cpu", bfloat16=False)
+    assert [(span["from"], span["to"]) for span in found] == [(0, 2), (2, 4), (4, 8), (8, 16), (16, 32)]
+    assert [span["loss"] for span in found] == pytest.approx([1.5, 3.5, 6.5, 12.5, 24.5], rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -283,6 +338,23 @@ def test_an_interrupted_training_goes_on_as_if_nothing_had_been(tmp_path, monkey
     first = trained("parts.pt", 4)
     assert not torch.allclose(first, whole)
     torch.testing.assert_close(trained("parts.pt", None), whole, atol=0, rtol=0)
+
+
+def test_training_ends_when_its_task_is_solved_at_a_check(tmp_path):
+    model, checks = torch.nn.Linear(4, 1), iter([False, True])
+    job = training.Job("cpu", float("inf"), tmp_path / "checkpoint.pt")
+    result = training.train(
+        model, lambda step: model(torch.ones(1, 4)).sum(), 10, 0.1, job, lambda: next(checks), check_every=3
+    )
+    assert result["trained_steps"] == 6
+
+
+@pytest.mark.parametrize("accuracy, steps", [(mqar.SOLVED, 100), (mqar.SOLVED - 0.001, 104)])
+def test_training_of_recall_ends_when_it_is_solved(accuracy, steps, tmp_path, monkeypatch):
+    monkeypatch.setattr(mqar, "accuracy", lambda *args: accuracy)
+    (point, *_) = mqar.points({**mqar.FORMS["smoke"], "examples": 16, "passes": 52, "batch_size": 8})
+    job = training.Job("cpu", float("inf"), tmp_path / "checkpoint.pt")
+    assert mqar.run_unit({**point, "learning_rate": 1e-3, "seed": 0}, job)["trained_steps"] == steps
 
 
 def test_finished_units_are_not_run_again(folder):
