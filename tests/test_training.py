@@ -39,7 +39,7 @@ from transformers import (
 from transformers.distributed import DistributedConfig
 
 from common import random_ids, randomize, tiny_config, tiny_model
-from modeling_latent import LatentAttention, LatentAttentionForCausalLM
+from modeling_latent import LatentAttention, LatentAttentionForCausalLM, LatentAttentionModel
 
 
 VOCAB = 31
@@ -495,6 +495,15 @@ def test_fresh_parameters_follow_the_table():
     model = LatentAttentionForCausalLM(tiny_config(**WIDE, vocab_size=100, attention_bias=True))
     for name, parameter in model.named_parameters():
         assert_initialised(name, parameter)
+
+
+@pytest.mark.parametrize("pad_token_id", [0, VOCAB - 1])
+def test_the_embedding_of_padding_is_zero_and_gets_no_gradient(pad_token_id):
+    model = LatentAttentionModel(tiny_config(pad_token_id=pad_token_id))
+    embeddings, other = model.embed_tokens.weight, torch.arange(VOCAB) != pad_token_id
+    model(torch.arange(VOCAB)[None]).last_hidden_state.square().sum().backward()
+    for rows in (embeddings, embeddings.grad):
+        assert not rows[pad_token_id].any() and rows[other].any(-1).all()
 
 
 def test_missing_parameters_follow_the_table_and_loaded_ones_stay(tmp_path):
