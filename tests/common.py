@@ -18,6 +18,9 @@ import torch
 from modeling_latent import LatentAttentionConfig, LatentAttentionForCausalLM
 
 
+CLOSE = {"atol": 1e-9, "rtol": 0}  # in float64, of what is equal in exact arithmetic
+
+
 def tiny_config(**overrides) -> LatentAttentionConfig:
     """Two layers, 16 wide, chunks of 4 tokens, 3 latents; heads differ in number, and convolutions in length."""
     settings = {
@@ -47,6 +50,10 @@ def randomize(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float32, **overrides) -> LatentAttentionForCausalLM:
     return randomize(LatentAttentionForCausalLM(tiny_config(**overrides)), seed).to(dtype).eval()
+
+
+def double_model(**overrides) -> LatentAttentionForCausalLM:
+    return tiny_model(dtype=torch.float64, **overrides)
 
 
 def random_ids(*shape: int, vocab_size: int = 31, seed: int = 1) -> torch.Tensor:

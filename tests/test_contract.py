@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache, StaticCache
 
 import reference
-from common import random_ids, randomize, tiny_config, tiny_model
+from common import CLOSE, double_model, random_ids, randomize, tiny_config, tiny_model
 from modeling_latent import LatentAttention, LatentAttentionForCausalLM
 from modeling_latent.prefix_statistics import (
     BLOCK,
@@ -54,11 +54,6 @@ MODELS = {
     "rms norm, biases": {"norm_type": "rms_norm", "attention_bias": True},
 }
 every_model = pytest.mark.parametrize("overrides", MODELS.values(), ids=MODELS.keys())
-CLOSE = {"atol": 1e-9, "rtol": 0}
-
-
-def double_model(**overrides) -> LatentAttentionForCausalLM:
-    return tiny_model(dtype=torch.float64, **overrides)
 
 
 def tensors(tree) -> list[torch.Tensor]:
@@ -417,8 +412,7 @@ def test_7_beam_search_with_cache_equals_without(overrides):
     assert torch.equal(model.generate(prompt, **common), model.generate(prompt, **common, use_cache=False))
 
 
-@every_model
-@pytest.mark.parametrize(
+every_batch_operation = pytest.mark.parametrize(
     ("change", "rows"),
     [
         (lambda cache: cache.reorder_cache(torch.tensor([2, 0, 0])), [2, 0, 0]),
@@ -426,6 +420,10 @@ def test_7_beam_search_with_cache_equals_without(overrides):
         (lambda cache: cache.batch_select_indices(torch.tensor([2, 1])), [2, 1]),
     ],
 )
+
+
+@every_model
+@every_batch_operation
 def test_7_batch_operations_move_whole_rows(change, rows, overrides):
     model = double_model(**overrides)
     input_ids, mask = random_ids(3, 18), torch.ones(3, 18, dtype=torch.long)
@@ -436,6 +434,19 @@ def test_7_batch_operations_move_whole_rows(change, rows, overrides):
     assert cache.batch_size == len(rows)
     rest = torch.cat([model(ids, past_key_values=cache).logits for ids in input_ids[rows, 10:].split(1, 1)], dim=1)
     torch.testing.assert_close(rest, model(input_ids[rows], attention_mask=mask[rows]).logits[:, 10:], **CLOSE)
+
+
+@every_batch_operation
+def test_7_crop_does_not_go_back_behind_a_batch_operation(change, rows):
+    """What was recorded before it is of the rows as they were."""
+    model = double_model()
+    cache = DynamicCache(config=model.config)
+    cache.activate_past_recording()
+    model(random_ids(3, 10), past_key_values=cache)
+    change(cache)
+    with pytest.raises(RuntimeError, match="goes back further than what was recorded"):
+        cache.crop(-1)
+    assert cache.batch_size == len(rows) and cache.get_seq_length() == 10
 
 
 @pytest.mark.parametrize("make", [DynamicCache, lambda config: StaticCache(config, max_cache_len=64)])

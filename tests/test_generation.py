@@ -38,12 +38,11 @@ from transformers import (
 from transformers.generation import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput, GenerationMixin
 from transformers.generation.streamers import BaseStreamer
 
-from common import random_ids, tiny_model
+from common import CLOSE, double_model, random_ids, tiny_model
 from modeling_latent import LatentAttentionForCausalLM
 
 
 CHUNK, NEW = 4, 13  # NEW: three chunks and one token
-CLOSE = {"atol": 1e-9, "rtol": 0}
 CLOSE32 = {"atol": 1e-5, "rtol": 0}  # `generate()` turns logits into float32
 EVERYTHING = {
     "return_dict_in_generate": True,
@@ -63,10 +62,6 @@ METHODS = {
 }
 CACHES = [DynamicCache, lambda config: StaticCache(config, max_cache_len=64)]
 each_cache = pytest.mark.parametrize("cache_implementation", [None, "static"])
-
-
-def double_model(**overrides) -> LatentAttentionForCausalLM:
-    return tiny_model(dtype=torch.float64, **overrides)
 
 
 def eager_model(**overrides) -> LatentAttentionForCausalLM:

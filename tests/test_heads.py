@@ -28,6 +28,7 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    DynamicCache,
     PreTrainedTokenizerFast,
     pipeline,
 )
@@ -70,6 +71,20 @@ def test_a_padded_row_is_classified_as_it_is_alone(is_causal, tell):
     for row in range(len(input_ids)):
         alone = model(input_ids[row][real[row]][None]).logits[0]
         torch.testing.assert_close(logits[row], alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("pieces", [[8, 5], [12, 1], [6, 3, 4]])
+def test_a_row_that_a_cache_continues_is_classified_as_a_whole(pieces):
+    """Beside a cache the mask covers the past, too."""
+    model, input_ids = head_model(AutoModelForSequenceClassification), random_ids(3, 13)
+    mask = torch.ones(3, 13, dtype=torch.long)
+    mask[0, :6] = mask[1, 12:] = 0
+    cache, stop = DynamicCache(config=model.config), 0
+    for piece in input_ids.split(pieces, dim=1):
+        stop += piece.shape[1]
+        logits = model(piece, mask[:, :stop], past_key_values=cache).logits
+    rows = mask[:, -pieces[-1] :].any(1)  # of padding alone nothing is classified
+    torch.testing.assert_close(logits[rows], model(input_ids, mask).logits[rows], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("is_causal", [True, False])

@@ -16,9 +16,11 @@
 import json
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn.functional import one_hot
 
 from benchmarks import record
 from benchmarks.peers import NoLatentAttention
@@ -28,6 +30,7 @@ from benchmarks.quality.models import build, count_parameters, matched_shape, st
 from common import randomize
 
 
+README = Path(__file__).parents[1] / "README.md"
 SHAPE = {
     "vocab_size": 31,
     "hidden_size": 16,
@@ -115,6 +118,59 @@ def test_validation_years_are_not_in_the_training_text():
     for document in validation:
         middle = len(document) // 2
         assert bytes(document[middle : middle + 200].tolist()) not in training_bytes
+
+
+class Stub(torch.nn.Module):
+    """Its logits `(B, T, V)` are what a function makes of `input_ids` `(B, T)`."""
+
+    def __init__(self, logits_of):
+        super().__init__()
+        self.logits_of = logits_of
+
+    @property
+    def base_model(self):
+        return self
+
+    def forward(self, input_ids, use_cache):
+        return SimpleNamespace(last_hidden_state=self.logits_of(input_ids))
+
+    def get_output_embeddings(self):
+        return torch.nn.Identity()
+
+
+def test_recall_is_the_share_of_queries_with_the_right_value():
+    input_ids = ids(5, 7)
+    labels = input_ids.where(torch.arange(7) % 2 == 0, -100)  # the model says each token itself: all are right
+    labels[:, :4:2] += 1  # two of each row's four are wrong
+    assert mqar.accuracy(Stub(partial(one_hot, num_classes=32)), input_ids, labels, batch_size=2) == 0.5
+
+
+def test_a_passkey_is_found_where_all_five_digits_are_right():
+    def four_or_five_right(input_ids):
+        # Of the digits that a text has, the first five are the key.
+        keys = input_ids[input_ids < 10].view(len(input_ids), -1)[:, : passkey.DIGITS].clone()
+        keys[:, 2] += (keys[:, 0] < 5).long()
+        places = torch.nn.functional.pad(keys, (input_ids.shape[1] - passkey.DIGITS, 0))
+        return one_hot(places, len(passkey.TOKENS))
+
+    expected = (passkey.make_texts(25, 64, passkey.TEST_SEED)[:, -passkey.DIGITS] >= 5).double().mean().item()
+    assert 0.2 < expected < 0.8
+    assert passkey.accuracy(Stub(four_or_five_right), 64, 25, "cpu") == expected
+
+
+def test_the_loss_of_a_span_is_its_mean_from_the_start_of_documents():
+    """Byte 0 costs 1 nat at the first place, 2 at the second, and so on; byte 1 nothing near that."""
+
+    def rising(input_ids):
+        place = torch.arange(1.0, input_ids.shape[1] + 1).expand_as(input_ids)
+        return torch.stack([torch.zeros_like(place), place.expm1().log()], dim=-1)
+
+    short, long, other = torch.ones(32), torch.ones(80), torch.ones(80)
+    long[:33] = 0
+    documents = [document.to(torch.uint8) for document in (short, long, other)]
+    found = language_model.evaluate(Stub(rising), documents, length=2, count=1, device="cpu", bfloat16=False)
+    assert [(span["from"], span["to"]) for span in found] == [(0, 2), (2, 4), (4, 8), (8, 16), (16, 32)]
+    assert [span["loss"] for span in found] == pytest.approx([1.5, 3.5, 6.5, 12.5, 24.5], rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -284,6 +340,23 @@ def test_an_interrupted_training_goes_on_as_if_nothing_had_been(tmp_path, monkey
     torch.testing.assert_close(trained("parts.pt", None), whole, atol=0, rtol=0)
 
 
+def test_training_ends_when_its_task_is_solved_at_a_check(tmp_path):
+    model, checks = torch.nn.Linear(4, 1), iter([False, True])
+    job = training.Job("cpu", float("inf"), tmp_path / "checkpoint.pt")
+    result = training.train(
+        model, lambda step: model(torch.ones(1, 4)).sum(), 10, 0.1, job, lambda: next(checks), check_every=3
+    )
+    assert result["trained_steps"] == 6
+
+
+@pytest.mark.parametrize("accuracy, steps", [(mqar.SOLVED, 100), (mqar.SOLVED - 0.001, 104)])
+def test_training_of_recall_ends_when_it_is_solved(accuracy, steps, tmp_path, monkeypatch):
+    monkeypatch.setattr(mqar, "accuracy", lambda *args: accuracy)
+    (point, *_) = mqar.points({**mqar.FORMS["smoke"], "examples": 16, "passes": 52, "batch_size": 8})
+    job = training.Job("cpu", float("inf"), tmp_path / "checkpoint.pt")
+    assert mqar.run_unit({**point, "learning_rate": 1e-3, "seed": 0}, job)["trained_steps"] == steps
+
+
 def test_finished_units_are_not_run_again(folder):
     done = []
 
@@ -368,12 +441,13 @@ def test_the_readme_has_what_was_measured():
     assert tables.fill_in(text) == text
 
 
-def test_what_the_readmes_say_of_the_tables_is_in_them():
-    """Numbers in sentences, of the reduced form and the medium one."""
+def result_of(table: str) -> dict:
+    return json.loads((record.RESULTS / f"quality_{table}.json").read_text(encoding="utf-8"))
 
+
+def reduced_sentences() -> dict[Path, list[str]]:
     def mean_of(table: str, metric, model: str, **settings) -> float:
-        result = json.loads((record.RESULTS / f"quality_{table}_reduced.json").read_text(encoding="utf-8"))
-        points = [point for point in result["points"] if point[0]["model"] == model]
+        points = [point for point in result_of(f"{table}_reduced")["points"] if point[0]["model"] == model]
         (point,) = [point for point in points if settings.items() <= point[0]["settings"].items()]
         return sum(map(metric, point)) / len(point)
 
@@ -396,12 +470,17 @@ def test_what_the_readmes_say_of_the_tables_is_in_them():
     passkeys = [{**line["unit"], **line["result"]} for line in map(json.loads, lines)]
     others = [u["by_length"][-1]["accuracy"] for u in passkeys if u["model"] == ours and u["learning_rate"] == 1e-3]
     other_rate = f"{sum(others) / len(others):.2f}"
-    sentences = [
+    of_project = [
         f"after a short training 16 latents ({size('mqar', ours, num_latents=16)} parameters) recall "
         f"{recall(ours, num_latents=16)} of the values, full attention ({size('mqar', 'full_attention')}) "
         f"{recall('full_attention')} and the window alone next to nothing; trained on 64 tokens, the model with "
         f"latents ({size('passkey', ours)} parameters) finds a passkey in 1,024 tokens in {passkey_at_16(ours)} of "
         f"the texts, Mamba-2 ({size('passkey', 'mamba2')}) in {passkey_at_16('mamba2')}. ",
+        f"{behind(ours, 'window')} nats per byte behind the window alone at equal size, and "
+        f"{behind(ours, 'mamba2')} behind Mamba-2",
+        f"At the other of its two learning rates it finds {other_rate}. ",
+    ]
+    of_quality = [
         f"16 of them recall {recall(ours, num_latents=16)} after so short a training, 4 recall "
         f"{recall(ours, num_latents=4)}, and the window alone {recall('window')}. Full attention has come to "
         f"{recall('full_attention')} ",
@@ -411,40 +490,49 @@ def test_what_the_readmes_say_of_the_tables_is_in_them():
         f"latents beside the window are {behind(ours, 'window')} nats behind the window alone and "
         f"{behind(ours, 'mamba2')} behind Mamba-2; latents without a window {behind('latents', 'window')} and "
         f"{behind('latents', 'mamba2')}. ",
-        f"{behind(ours, 'window')} nats per byte behind the window alone at equal size, and "
-        f"{behind(ours, 'mamba2')} behind Mamba-2",
-    ]
-    medium = json.loads((record.RESULTS / "quality_language_model_medium.json").read_text(encoding="utf-8"))
-    start = {unit["model"]: unit["loss_in_training_length"] for unit in medium["units"]}
-    end = {unit["model"]: unit["loss_at_the_end"] for unit in medium["units"]}
-    sentences += [
-        f"At the other of its two learning rates it finds {other_rate}. ",
         f"the same model finds {other_rate} in 1,024 tokens",
+    ]
+    return {README: of_project, tables.README: of_quality}
+
+
+def medium_sentences() -> dict[Path, list[str]]:
+    units = result_of("language_model_medium")["units"]
+    start = {unit["model"]: unit["loss_in_training_length"] for unit in units}
+    end = {unit["model"]: unit["loss_at_the_end"] for unit in units}
+    ours = "latents_and_window"
+    of_project = [
+        f"it is {start[ours] - start['window']:.3f} behind the window alone and "
+        f"{start['full_attention'] - start[ours]:.3f} ahead of full attention; in texts 16 times as long as those in "
+        f"training, {end[ours] - end['window']:.3f} behind the window",
+    ]
+    of_quality = [
         f"Latents beside the window are {start[ours] - start['window']:.3f} nats behind the window alone within",
         f"and {end[ours] - end['window']:.3f} behind at the end of texts 16 times as long",
         f"Latents beside the window are {start['full_attention'] - start[ours]:.3f} ahead of full attention ",
         f"it fails ({end['full_attention']:.2f}), as is known of it; ",
         f"the loss of ours goes on falling ({end[ours]:.3f})",
-        f"it is {start[ours] - start['window']:.3f} behind the window alone and "
-        f"{start['full_attention'] - start[ours]:.3f} ahead of full attention; in texts 16 times as long as those in "
-        f"training, {end[ours] - end['window']:.3f} behind the window",
-    ]
-    sentences += [
         f"which sees up to 2,047 bytes exactly, is {start['whole_window'] - start['window']:.3f} behind the short "
         f"window within the length of training, and {end['window'] - end['whole_window']:.3f} ahead of it at the end",
         f"are {start['latents'] - start['window']:.3f} behind the window alone, and "
         f"{start['full_attention'] - start['latents']:.3f} ahead of full attention",
         f"the window over everything is {start['full_attention'] - start['whole_window']:.3f} ahead of it",
     ]
-    small = json.loads((record.RESULTS / "quality_mqar_small.json").read_text(encoding="utf-8"))
+    return {README: of_project, tables.README: of_quality}
+
+
+def small_sentences() -> dict[Path, list[str]]:
     found = {}
-    for point in small["points"]:
+    for point in result_of("mqar_small")["points"]:
         name = (point[0]["model"], point[0]["settings"].get("num_latents"))
         found[name] = tables.number(point, "accuracy"), f"{point[0]['state_elements']:,}"
     recalled = {name: f"{float(accuracy.split()[0]):.2f}" for name, (accuracy, _) in found.items()}
     state = {name: elements for name, (_, elements) in found.items()}
-    mamba, delta, alone = ("mamba2", None), ("gated_delta_net", None), ("latents", 8)
-    sentences += [
+    ours, mamba, delta, alone = "latents_and_window", ("mamba2", None), ("gated_delta_net", None), ("latents", 8)
+    of_project = [
+        f"latents alone recall {recalled[alone]} from {state[alone]} numbers, Mamba-2 {recalled[mamba]} from "
+        f"{state[mamba]} and the gated delta net {recalled[delta]} from {state[delta]}. ",
+    ]
+    of_quality = [
         f"8 of them recall {recalled[alone]} from a state of {state[alone]} numbers, Mamba-2 {recalled[mamba]} from "
         f"{state[mamba]}, and the gated delta net {recalled[delta]} ± ",
         f" from {state[delta]}. ",
@@ -454,10 +542,13 @@ def test_what_the_readmes_say_of_the_tables_is_in_them():
         f"Full attention owes its {recalled['full_attention', None]} to what it lacks**: with our convolutions and "
         f"start it recalls {recalled['whole_window', None]} ",
     ]
-    sentences.append(
-        f"latents alone recall {recalled[alone]} from {state[alone]} numbers, Mamba-2 {recalled[mamba]} from "
-        f"{state[mamba]} and the gated delta net {recalled[delta]} from {state[delta]}. "
-    )
-    text = " ".join((tables.README.read_text() + (Path(__file__).parents[1] / "README.md").read_text()).split())
-    missing = [sentence for sentence in sentences if sentence not in text]
-    assert not missing, "\n".join(missing)
+    return {README: of_project, tables.README: of_quality}
+
+
+@pytest.mark.parametrize("sentences", [reduced_sentences, medium_sentences, small_sentences])
+def test_what_a_readme_says_of_the_tables_is_in_them(sentences):
+    """Numbers in sentences, of one form each, in the README that says them."""
+    for readme, expected in sentences().items():
+        text = " ".join(readme.read_text(encoding="utf-8").split())
+        missing = [sentence for sentence in expected if sentence not in text]
+        assert not missing, "\n".join([str(readme), *missing])

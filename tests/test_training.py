@@ -39,7 +39,7 @@ from transformers import (
 from transformers.distributed import DistributedConfig
 
 from common import random_ids, randomize, tiny_config, tiny_model
-from modeling_latent import LatentAttentionForCausalLM
+from modeling_latent import LatentAttention, LatentAttentionForCausalLM, LatentAttentionModel
 
 
 VOCAB = 31
@@ -198,6 +198,36 @@ def test_gradient_checkpointing_gives_equal_gradients(is_causal, use_reentrant, 
     set_seed(1)
     close(gradients(model, **padded_batch()), expected)
     assert len(calls) == 1 + 2, "the layer was not computed again in the backward"
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_attention_dropout_is_for_training(is_causal):
+    model, input_ids = tiny_model(is_causal=is_causal, attention_dropout=0.3), random_ids(2, LENGTH)
+    assert torch.equal(model(input_ids).logits, tiny_model(is_causal=is_causal)(input_ids).logits)
+    model.train()
+    assert not torch.allclose(model(input_ids).logits, model(input_ids).logits, atol=1e-2)
+
+
+def read_chunks(layer: LatentAttention, times: int, compression: bool) -> torch.Tensor:
+    """What the latents read in one chunk, each time anew: as in step 1, or through the attention interface."""
+    chunk = torch.randn(2, 2, 4, 4, generator=torch.Generator().manual_seed(1)).expand(times, -1, -1, -1, -1)
+    keys, values = chunk.unbind(1)  # (X, Hkv, C, d)
+    if compression:
+        return layer.statistics(keys, values)[1]  # (X, H, M, d)
+    return layer.input_to_latent(layer.latent_queries().expand(times, -1, -1, -1), keys, values)[0]  # (X, M, D)
+
+
+@pytest.mark.parametrize(("compression", "attention"), [(True, "sdpa"), (False, "sdpa"), (False, "eager")])
+@torch.no_grad()
+def test_attention_dropout_leaves_the_mean_as_it_is(compression, attention):
+    """Of 20,000 draws, within five standard errors."""
+    config = tiny_config(attention_dropout=0.3, attn_implementation=attention)
+    layer = randomize(LatentAttention(config)).eval()
+    expected = read_chunks(layer, 2, compression)
+    assert torch.equal(expected[0], expected[1])
+    draws = read_chunks(layer.train(), 20_000, compression)
+    assert not torch.allclose(draws[0], draws[1], atol=1e-2)
+    assert ((draws.mean(0) - expected[0]).abs() < 5 * draws.std(0) / 20_000**0.5).all()
 
 
 def test_inputs_embeds_equal_their_ids_and_get_a_gradient():
@@ -465,6 +495,15 @@ def test_fresh_parameters_follow_the_table():
     model = LatentAttentionForCausalLM(tiny_config(**WIDE, vocab_size=100, attention_bias=True))
     for name, parameter in model.named_parameters():
         assert_initialised(name, parameter)
+
+
+@pytest.mark.parametrize("pad_token_id", [0, VOCAB - 1])
+def test_the_embedding_of_padding_is_zero_and_gets_no_gradient(pad_token_id):
+    model = LatentAttentionModel(tiny_config(pad_token_id=pad_token_id))
+    embeddings, other = model.embed_tokens.weight, torch.arange(VOCAB) != pad_token_id
+    model(torch.arange(VOCAB)[None]).last_hidden_state.square().sum().backward()
+    for rows in (embeddings, embeddings.grad):
+        assert not rows[pad_token_id].any() and rows[other].any(-1).all()
 
 
 def test_missing_parameters_follow_the_table_and_loaded_ones_stay(tmp_path):
