@@ -16,12 +16,16 @@
 from typing import NamedTuple
 
 import torch
-from torch.utils._pytree import tree_map
 from transformers.cache_utils import STATIC_LAYER_TYPE_MAPPING, CacheLayerMixin
 
 from .chunk_layout import ChunkLayout
 from .configuration_latent import LatentAttentionConfig
 from .token_conv import last_inputs
+
+
+# Tokens before a `crop` that the next one can undo: assistants with a tokenizer of their own go back further than they
+# went forward, by the few tokens that their tokenizer cuts otherwise.
+CROP_AGAIN = 64
 
 
 class WindowState(NamedTuple):
@@ -64,8 +68,15 @@ def state_fields(config: LatentAttentionConfig) -> dict:
 
 
 def map_state(change, state, *others):
-    """`tree_map` over tensors. Parts that a configuration does not have stay `None`."""
-    return tree_map(lambda tensor, *more: None if tensor is None else change(tensor, *more), state, *others)
+    """
+    `change` of every tensor and those at its place in `others`. Parts that a configuration does not have stay `None`.
+    Not by `tree_map`, to which the states of two copies of this code, as two checkpoints bring them, are not alike.
+    """
+    if state is None:
+        return None
+    if isinstance(state, torch.Tensor):
+        return change(state, *others)
+    return type(state)(*(map_state(change, *parts) for parts in zip(state, *others, strict=True)))
 
 
 def write_slot(buffer: torch.Tensor, slot: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -135,8 +146,9 @@ class LatentAttentionCacheLayer(CacheLayerMixin):
         super().__init__()
         self.state: LatentState | None = None
         self.length = 0
+        self.rearranged = 0  # how often rows were exchanged, expanded or selected
         self.record_past = False
-        self.history: list[tuple] = []  # (tokens, state before, chunks, layout) of each forward since `crop`
+        self.history: list[tuple] = []  # (tokens, state before, chunks, layout) of each forward
 
     def lazy_initialization(self, state: LatentState) -> None:
         self.is_initialized = True
@@ -178,17 +190,20 @@ class LatentAttentionCacheLayer(CacheLayerMixin):
         if left > sum(tokens for tokens, *_ in self.history):
             raise RuntimeError(
                 f"`crop({tokens_to_remove})` goes back further than what was recorded. Call "
-                "`activate_past_recording()` on the cache before the forward passes that may have to be undone, and "
-                "`crop` at most once after them."
+                "`activate_past_recording()` on the cache before the forward passes that may have to be undone. After "
+                f"a `crop` {CROP_AGAIN} tokens before it can still be undone."
             )
         while left > 0:
             tokens, before, states, layout = self.history.pop()
             kept = max(tokens - left, 0)
+            self.state, self.length, left = before, self.length - (tokens - kept), left - (tokens - kept)
             if kept:
                 chunk_size = states.memory.keys.shape[3]
-                before = state_at(states, layout.ends[:, kept - 1], layout.seen[:, kept - 1], chunk_size)
-            self.state, self.length, left = before, self.length - (tokens - kept), left - (tokens - kept)
-        self.history = []
+                self.state = state_at(states, layout.ends[:, kept - 1], layout.seen[:, kept - 1], chunk_size)
+                self.history.append((kept, before, states, layout))
+        while sum(tokens for tokens, *_ in self.history[1:]) >= CROP_AGAIN:
+            self.history.pop(0)
+        self.is_initialized = self.state is not None
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.length + query_length, 0
@@ -207,6 +222,7 @@ class LatentAttentionCacheLayer(CacheLayerMixin):
         if self.state is not None:
             self.state = map_state(change, self.state)
             self.history = []
+            self.rearranged += 1
             self.batch_size = self.state.tokens_seen.shape[0]
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
@@ -252,6 +268,19 @@ class StaticLatentAttentionCacheLayer(LatentAttentionCacheLayer):
     def reset(self) -> None:
         super().reset()
         self.length = torch.tensor(0, dtype=torch.long)
+
+
+def take_over_empty_layers(layers: list) -> None:
+    """
+    The library keeps one class of layers for each type, that of the copy of this code that was loaded last, as with a
+    second checkpoint. A model fills layers of its own copy only.
+    """
+    for index, layer in enumerate(layers):
+        if layer.state is None and not isinstance(layer, LatentAttentionCacheLayer):
+            is_static = type(layer).__name__ == StaticLatentAttentionCacheLayer.__name__
+            own = StaticLatentAttentionCacheLayer(layer.max_cache_len) if is_static else LatentAttentionCacheLayer()
+            own.record_past = layer.record_past
+            layers[index] = own
 
 
 STATIC_LAYER_TYPE_MAPPING[LatentAttentionCacheLayer._layer_type] = StaticLatentAttentionCacheLayer

@@ -81,13 +81,18 @@ class ChunkLayout(NamedTuple):
     def to_tokens(self, slots: torch.Tensor) -> torch.Tensor:
         """
         `(R, N, S, ...) -> (B, T, ...)`. Padding has no slot: it gets what the real token before it gets, from which
-        the next one is predicted; in front of a row's first token it gets zeros.
+        the next one is predicted; in front of the first token of a row, or of its part beside a cache, it gets zeros.
         """
         if self.token_slots is not None:
             tokens = slots.flatten(0, 2)[self.token_slots].unflatten(0, self.batch_shape)
             leading = self.token_valid.cumsum(1) == 0  # (B, T)
             return tokens.masked_fill(leading.reshape(self.batch_shape + (1,) * (tokens.ndim - 2)), 0)
         return slots.flatten(1, 2)[:, : self.batch_shape[1]]
+
+
+def chunks_of(length: int, chunk_size: int) -> int:
+    """That hold `length` tokens, at least 1. Not `-(-length // size)`: ONNX rounds a negative quotient upwards."""
+    return (length - 1) // chunk_size + 1
 
 
 def grid_layout(
@@ -124,7 +129,7 @@ def grid_layout(
     chunk = (opens_chunk.cumsum(1) - 1 + (filled > 0)[:, None]).clamp(min=0)  # (B, T)
     slot = chunk * chunk_size + place % chunk_size  # (B, T)
     if starts is None:
-        chunks = -(-(length + (0 if tokens_seen is None else chunk_size)) // chunk_size)
+        chunks = chunks_of(length if tokens_seen is None else length + chunk_size, chunk_size)
     elif torch.compiler.is_compiling() and most_sequences is not None:
         chunks = length // chunk_size + most_sequences
     else:
@@ -159,8 +164,8 @@ def bidirectional_layout(
     rows, longest = batch, length
     if starts is not None:
         row = ((valid & (place == 0)).flatten().cumsum(0) - 1).clamp(min=0).view(batch_shape)
-        rows, longest = int(row.max()) + 1, int(place.max()) + 1
-    chunks = -(-longest // chunk_size)
+        rows, longest = int(row.max()) + 1, max(int(place.max()), 0) + 1  # one slot where all is padding
+    chunks = chunks_of(longest, chunk_size)
     has_previous = (torch.arange(chunks, device=device) > 0)[None]  # (1, N)
     slot = row * chunks * chunk_size + place.clamp(min=0)  # already counted over all rows
     grid_shape = (rows, chunks, chunk_size)
@@ -199,7 +204,7 @@ def step_layout(tokens_seen: torch.Tensor, chunk_size: int, new_chunk_rows: torc
 def _plain_layout(batch_shape, chunk_size: int, device, with_cache: bool) -> ChunkLayout:
     """No padding, no packing, nothing cached: slot i holds token i, and a few spare slots end the last chunk."""
     batch, length = batch_shape
-    chunks = -(-length // chunk_size)
+    chunks = chunks_of(length, chunk_size)
     has_previous = (torch.arange(chunks, device=device) > 0)[None]  # (1, N)
     slot_valid = None
     if chunks * chunk_size > length:

@@ -17,8 +17,9 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from transformers.utils.import_utils import is_tracing
 
-from .cache_latent import state_fields
+from .cache_latent import state_fields, take_over_empty_layers
 from .configuration_latent import LatentAttentionConfig
 
 
@@ -27,18 +28,23 @@ class TokensSeen(NamedTuple):
 
     length: int
     counts: list[int]
+    rearranged: int  # how often rows had been exchanged, as beam search does
 
     @classmethod
     def of(cls, past_key_values) -> "TokensSeen":
-        return cls(int(past_key_values.get_seq_length()), past_key_values.layers[0].state.tokens_seen.tolist())
+        layer = past_key_values.layers[0]
+        return cls(int(layer.get_seq_length()), layer.state.tokens_seen.tolist(), layer.rearranged)
 
     def after(self, new_tokens: int) -> "TokensSeen":
-        return TokensSeen(self.length + new_tokens, [count + new_tokens for count in self.counts])
+        return self._replace(length=self.length + new_tokens, counts=[count + new_tokens for count in self.counts])
 
     def fits(self, past_key_values, tokens: torch.Tensor) -> bool:
-        """Whether it still is of this cache: neither expanded nor cropped, which a static one can't be."""
-        length = past_key_values.get_seq_length()
-        return len(self.counts) == tokens.shape[0] and (isinstance(length, torch.Tensor) or length == self.length)
+        """Whether it still is of this cache: not expanded, nor cropped, which a static one can't be, nor exchanged."""
+        layer = past_key_values.layers[0]
+        length = layer.get_seq_length()
+        same_rows = layer.rearranged == self.rearranged or len(set(self.counts)) == 1
+        same_length = isinstance(length, torch.Tensor) or length == self.length
+        return len(self.counts) == tokens.shape[0] and same_rows and same_length
 
 
 def check_inputs(inputs_embeds: torch.Tensor, past_key_values, checkpointing: bool) -> None:
@@ -67,6 +73,8 @@ def check_past_of_mask(attention_mask, tokens: torch.Tensor, past_key_values) ->
     batch, new = tokens.shape[:2]
     if state is None or attention_mask is None or batch == 1 or attention_mask.shape[1] == new:
         return
+    if state.tokens_seen.shape[0] != batch:
+        return  # the forward's to refuse, too
     if (attention_mask[:, :-new].sum(1) < state.tokens_seen).any():
         raise ValueError(
             "`attention_mask` hides tokens that `past_key_values` has read, as it does of padding behind a row that "
@@ -87,9 +95,15 @@ def check_attention_mask(attention_mask, inputs_embeds, continued: bool) -> torc
             "changed by a 4-D mask; to keep packed documents apart pass `position_ids` that restart at 0, or "
             "`cu_seq_lens_q`."
         )
+    if attention_mask.is_floating_point() and not torch.compiler.is_compiling():
+        if not ((attention_mask == 0) | (attention_mask == 1)).all():
+            raise ValueError(
+                "`attention_mask` has values other than 0 and 1, as an additive mask has, but must be 0 for padding "
+                "and 1 for tokens."
+            )
     valid = attention_mask[:, -length:].bool()
-    # Looking waits for the device, once a forward. A compiled graph can't look and takes the general path.
-    return None if not torch.compiler.is_compiling() and valid.all() else valid
+    # Looking waits for the device, once a forward. A traced or compiled graph can't look and takes the general path.
+    return None if not is_tracing(valid) and valid.all() else valid
 
 
 def predictable(labels: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
@@ -107,6 +121,14 @@ def real_before(values: torch.Tensor, valid: torch.Tensor | None, none: int) -> 
     order = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
     last = nn.functional.pad(torch.where(valid, order, -1).cummax(1).values[:, :-1], (1, 0), value=-1)
     return values.expand_as(valid).gather(1, last.clamp(min=0)).masked_fill(last < 0, none)
+
+
+def refuse(wrong: torch.Tensor, message: str) -> None:
+    """`ValueError` if a condition on the device holds, for which it waits. A compiled graph fails without waiting."""
+    if torch.compiler.is_compiling():
+        torch._assert_async(~wrong, message)
+    elif wrong:
+        raise ValueError(message)
 
 
 def restarts(position_ids: torch.Tensor, valid: torch.Tensor | None, first: bool) -> torch.Tensor:
@@ -127,24 +149,25 @@ def sequence_numbers(cu_seq_lens_q: torch.Tensor, batch: int, length: int, devic
             "after another into one row, or pass `position_ids` that restart at 0."
         )
     cu_seq_lens_q = cu_seq_lens_q.to(device, torch.long)
-    if not torch.compiler.is_compiling() and ((cu_seq_lens_q < 0) | (cu_seq_lens_q > length)).any():
-        raise ValueError(
-            f"`cu_seq_lens_q` is {cu_seq_lens_q.tolist()} but must be places in the row of {length} tokens: where "
-            f"each sequence starts, beginning with 0, and where the last one ends, {length}."
-        )
+    refuse(
+        (cu_seq_lens_q[0] != 0) | (cu_seq_lens_q[-1] != length) | (cu_seq_lens_q.diff() < 0).any(),
+        f"`cu_seq_lens_q` must be places in the row of {length} tokens: where each sequence starts, beginning with 0, "
+        f"and where the last one ends, {length}.",
+    )
     starts = torch.zeros(1, length + 1, dtype=torch.long, device=device)
     return starts.index_fill(1, cu_seq_lens_q, 1)[:, :-1].cumsum(1)
 
 
 def check_no_restart(position_ids, valid, tokens_seen: torch.Tensor) -> None:
     """Positions beside a cache could only mean that a new sequence starts there. Waits for the device."""
-    if position_ids is None or position_ids.shape[1] == 1 or torch.compiler.is_compiling():
+    if position_ids is None or position_ids.shape[1] == 1:
         return
-    if (restarts(position_ids, valid, first=False) & (tokens_seen > 0)[:, None]).any():
-        raise ValueError(
-            "`position_ids` start anew, but `past_key_values` holds tokens of an earlier forward, which the new "
-            "ones continue. Pass packed sequences in one forward, without `prefill_chunk_size`; or an empty cache."
-        )
+    refuse(
+        (restarts(position_ids, valid, first=False) & (tokens_seen > 0)[:, None]).any(),
+        "`position_ids` start anew, but `past_key_values` holds tokens of an earlier forward, which the new ones "
+        "continue. Pass packed sequences in one forward, without `prefill_chunk_size`; or an empty cache. (To "
+        "`generate()` give a prompt that begins with what the cache has read, and has at least one token more.)",
+    )
 
 
 def packed_starts(position_ids, cu_seq_lens_q, seq_idx, valid, tokens_seen, inputs_embeds) -> torch.Tensor | None:
@@ -202,6 +225,7 @@ def check_cache(past_key_values, config: LatentAttentionConfig, inputs_embeds) -
             f"{config.state_bytes(1, inputs_embeds.dtype)} bytes per row, and stays on the device: use a cache "
             "without offloading."
         )
+    take_over_empty_layers(past_key_values.layers)
     state = past_key_values.layers[0].state
     if state is None:
         return None

@@ -325,7 +325,8 @@ class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, GenerationMixin
 
         Args:
             labels: `(B, T)`, -100 where there is none; shifted by one inside the loss. That of a row's first token
-                does not count, behind left padding either.
+                does not count, behind left padding either; for that of a packed sequence write -100, as
+                `DataCollatorWithFlattening` does.
             logits_to_keep: how many of the last tokens get logits, or their indices; 0 for all.
         """
         outputs: LatentAttentionModelOutput = self.model(
@@ -397,6 +398,8 @@ class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, GenerationMixin
         finally:
             for layer, was_recording in zip(layers, recording, strict=True):
                 layer.record_past = was_recording
+                if not was_recording:
+                    layer.history = []
 
     def _update_model_kwargs_for_generation(self, outputs, model_kwargs, num_new_tokens: int = 1, **kwargs):
         model_kwargs = super()._update_model_kwargs_for_generation(
@@ -509,7 +512,7 @@ class LatentAttentionForSequenceClassification(GenericForSequenceClassification,
         if self.config.is_causal:
             last = (torch.arange(real.shape[1], device=real.device) * real.bool()).argmax(1)  # (B,)
             return logits[torch.arange(logits.shape[0], device=logits.device), last]
-        weights = real.to(logits.dtype)[..., None]
+        weights = real.bool().to(logits.dtype)[..., None]
         return (logits * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
