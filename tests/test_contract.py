@@ -314,12 +314,37 @@ def test_5_a_document_that_starts_with_padding_is_a_document_of_its_own(padding,
         torch.testing.assert_close(packed[mask.bool()], alone, **CLOSE)
 
 
-@pytest.mark.parametrize("places", [[-3, 12], [0, 5, 13]])
-def test_5_sequences_that_do_not_lie_in_the_row_are_refused(places):
-    with pytest.raises(
-        ValueError, match=rf"`cu_seq_lens_q` is \[{places[0]}.* must be places in the row of 12 tokens"
-    ):
+@pytest.mark.parametrize("places", [[-3, 12], [0, 5, 13], [0, 5], [5, 12], [0, 7, 5, 12]], ids=str)
+def test_5_sequences_that_do_not_make_up_the_row_are_refused(places):
+    with pytest.raises(ValueError, match="`cu_seq_lens_q` must be places in the row of 12 tokens"):
         double_model()(random_ids(1, 12), cu_seq_lens_q=torch.tensor(places))
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("packing", [{"cu_seq_lens_q": [0, 5, 12]}, {"seq_idx": [[0] * 5 + [1] * 7]}], ids=str)
+def test_5_packed_padding_alone_gives_finite_numbers(packing, is_causal):
+    model, packing = double_model(is_causal=is_causal), {name: torch.tensor(value) for name, value in packing.items()}
+    logits = model(random_ids(1, 12), attention_mask=torch.zeros(1, 12, dtype=torch.long), **packing).logits
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("packed", [[1, 1, 1, 1, 2, 3, 1, 2, 3], [0, 1, 2, 3, 4, 5, 0, 1, 2]], ids=str)
+def test_5_packed_documents_behind_left_padding(packed):
+    """Positions of the first document do not begin at 0."""
+    model, input_ids = double_model(), random_ids(1, 9)
+    mask = torch.tensor([[0] * 3 + [1] * 6])
+    logits = model(input_ids, position_ids=torch.tensor([packed]), attention_mask=mask).logits[0, 3:]
+    alone = torch.cat([model(input_ids[:, span]).logits[0] for span in (slice(3, 6), slice(6, 9))])
+    torch.testing.assert_close(logits, alone, **CLOSE)
+
+
+def test_4_an_additive_mask_is_refused():
+    mask = torch.tensor([[0.0, 0.0, -torch.inf]])
+    with pytest.raises(ValueError, match="must be 0 for padding and 1 for tokens"):
+        double_model()(random_ids(1, 3), attention_mask=mask)
+    model, input_ids = double_model(), random_ids(2, 3)
+    mask = torch.tensor([[0, 1, 1], [1, 1, 1]])
+    assert torch.equal(model(input_ids, mask.double()).logits, model(input_ids, mask).logits)
 
 
 def test_5_the_last_packed_document_continues_from_the_cache():

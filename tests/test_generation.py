@@ -24,7 +24,7 @@ import threading
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.utils._pytree import tree_leaves, tree_map
 from transformers import (
     CompileConfig,
@@ -38,11 +38,12 @@ from transformers import (
 from transformers.generation import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput, GenerationMixin
 from transformers.generation.streamers import BaseStreamer
 
-from common import CLOSE, double_model, random_ids, tiny_model
+from common import CLOSE, double_model, random_ids, randomize, tiny_config, tiny_model
 from modeling_latent import LatentAttentionForCausalLM
 
 
 CHUNK, NEW = 4, 13  # NEW: three chunks and one token
+SENTENCE = "The state that a model keeps of a text is as large after a million tokens as after a thousand."
 CLOSE32 = {"atol": 1e-5, "rtol": 0}  # `generate()` turns logits into float32
 EVERYTHING = {
     "return_dict_in_generate": True,
@@ -384,10 +385,10 @@ def test_prefill_in_pieces_generates_the_same(prefill_chunk_size, cache_implemen
 # What a cache or the library cannot do for this model, in words instead of other text
 
 
-def prefilled(model, prompt) -> tuple[DynamicCache, dict]:
+def prefilled(model, prompt, mask=None) -> tuple[DynamicCache, dict]:
     """As a decoding loop of one's own has them after the prefill, `generate()`'s count of tokens among them."""
     cache = DynamicCache(config=model.config)
-    kwargs = {"past_key_values": cache, "attention_mask": torch.ones_like(prompt)}
+    kwargs = {"past_key_values": cache, "attention_mask": torch.ones_like(prompt) if mask is None else mask}
     outputs = model(**model.prepare_inputs_for_generation(prompt, is_first_iteration=True, **kwargs))
     return cache, model._update_model_kwargs_for_generation(outputs, kwargs)
 
@@ -412,6 +413,21 @@ def test_a_loop_of_ones_own_may_expand_or_crop_the_cache(change):
     kwargs["past_key_values"] = cache
     inputs = model.prepare_inputs_for_generation(sequence[:, -1:], next_sequence_length=1, **kwargs)
     torch.testing.assert_close(model(**inputs).logits[:, -1], model(sequence).logits[:, -1], **CLOSE)
+
+
+@pytest.mark.parametrize("change", ["reorder_cache", "batch_select_indices"])
+@torch.no_grad()
+def test_a_loop_of_ones_own_may_exchange_rows_of_different_lengths(change):
+    """The host's counts are then those of other rows."""
+    model, (rows, batch) = double_model(), left_padded([8, 6])  # one enters a chunk now
+    cache, kwargs = prefilled(model, batch["input_ids"], batch["attention_mask"])
+    getattr(cache, change)(torch.tensor([1, 0]))
+    token = random_ids(2, 1, seed=2)
+    inputs = model.prepare_inputs_for_generation(token, next_sequence_length=1, **kwargs)
+    logits = model(**inputs).logits[:, -1]
+    for row, prompt in enumerate(rows[::-1]):
+        whole = torch.cat([prompt, token[row : row + 1]], dim=1)
+        torch.testing.assert_close(logits[row], model(whole).logits[0, -1], **CLOSE)
 
 
 def test_padding_that_the_cache_has_read_is_not_hidden_afterwards():
@@ -649,6 +665,51 @@ def test_the_cache_of_assisted_generation_is_continued(helper, again):
     assert torch.equal(generate(model, more[:, -6:], **settings, **again)[:, -NEW:], expected[:, -NEW:])
 
 
+def spelling_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
+    """Bytes, and the pairs of them that a sentence has most often."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=["[PAD]", "[EOS]"], initial_alphabet=alphabet)
+    tokenizer.train_from_iterator([SENTENCE], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", eos_token="[EOS]", bos_token="[EOS]")
+
+
+@pytest.mark.parametrize("start", range(0, 40, 8))
+def test_an_assistant_may_have_a_tokenizer_of_its_own(start):
+    """What it wrote is cut into tokens anew each round, so it goes back behind where it started."""
+    tokenizer, other = spelling_tokenizer(280), spelling_tokenizer(262)
+    model, assistant = (
+        randomize(LatentAttentionForCausalLM(tiny_config(vocab_size=len(each))), seed).double().eval()
+        for seed, each in enumerate((tokenizer, other))
+    )
+    prompt = tokenizer(SENTENCE[start:], return_tensors="pt")["input_ids"]
+    settings = {"assistant_model": assistant, "tokenizer": tokenizer, "assistant_tokenizer": other}
+    assisted = generate(model, prompt, max_new_tokens=24, **settings)
+    assert torch.equal(assisted, generate(model, prompt, max_new_tokens=24))
+
+
+def test_a_crop_can_be_followed_by_one_that_goes_further_back():
+    model, input_ids = double_model(), random_ids(1, 200)
+    cache = DynamicCache(config=model.config)
+    model(input_ids[:, :7], past_key_values=cache)
+    cache.activate_past_recording()
+    start = 7
+    for size, removed in ((9, 3), (2, 5), (1, 4), (150, 1)):
+        model(input_ids[:, start : start + size], past_key_values=cache)
+        cache.crop(-removed)
+        start += size - removed
+        state = DynamicCache(config=model.config)
+        model(input_ids[:, :start], past_key_values=state)
+        for mine, whole in zip(cache.layers, state.layers, strict=True):
+            for ours, theirs in zip(tree_leaves(mine.state), tree_leaves(whole.state), strict=True):
+                torch.testing.assert_close(ours, theirs, **CLOSE)
+    assert len(cache.layers[0].history) == 1  # the last piece alone is longer than what can be undone once more
+    with pytest.raises(RuntimeError, match="64 tokens before it can still be undone"):
+        cache.crop(-start)
+
+
 def test_the_cache_of_assisted_generation_stays_of_constant_size():
     model, prompt = double_model(), random_ids(1, 6)
     cache = DynamicCache(config=model.config)
@@ -855,3 +916,28 @@ def test_a_cache_of_another_batch_size_is_refused(make):
     for tokens in (1, 6):
         with pytest.raises(ValueError, match="batch size 2 but the input of 3.*batch_repeat_interleave"):
             model(random_ids(3, tokens), past_key_values=cache)
+
+
+def test_a_padded_cache_is_not_expanded_for_beams():
+    model, (_, batch) = double_model(), left_padded([6, 3])
+    out = generate(model, **batch, return_dict_in_generate=True)
+    mask = torch.nn.functional.pad(batch["attention_mask"], (0, NEW), value=1)
+    with pytest.raises(ValueError, match="batch size 2 but the input of 4.*batch_repeat_interleave"):
+        generate(model, out.sequences, attention_mask=mask, past_key_values=out.past_key_values, num_beams=2)
+
+
+def test_a_prompt_without_a_token_behind_the_cache_is_refused():
+    model, prompt = double_model(), random_ids(1, 6)
+    cache = model(prompt, use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="at least one token more"):
+        generate(model, prompt, past_key_values=cache)
+
+
+def test_a_cache_that_was_cropped_to_nothing_takes_another_batch_size():
+    model = double_model()
+    cache = DynamicCache(config=model.config)
+    cache.activate_past_recording()
+    for batch in (2, 3):
+        model(random_ids(batch, 6), past_key_values=cache)
+        assert {layer.batch_size for layer in cache.layers} == {batch}
+        cache.crop(-6)

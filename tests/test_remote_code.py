@@ -20,6 +20,7 @@ import ast
 import inspect
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -221,6 +222,47 @@ def test_copies_of_the_code_take_each_other_s_caches_and_configs(environment, sa
     assert found["copies"] == ["transformers_modules", "modeling_latent"]
     assert torch.equal(found["own_with_read_cache"], found["read_with_read_cache"])
     assert torch.equal(found["read_with_own_cache"], found["read_with_read_cache"])
+
+
+def generate_beside_copies(folder, other, root):
+    """Runs alone. Each of three copies of the code generates, alone and when all of them have been loaded."""
+    from transformers import AutoModelForCausalLM
+
+    ids, mask = torch.arange(2, 24).view(2, 11), torch.ones(2, 11, dtype=torch.long)
+    mask[1, :3] = 0
+
+    def generate(model, assistant):
+        kwargs = {"max_new_tokens": 12, "do_sample": False, "return_dict_in_generate": True}
+        answers = [
+            model.generate(ids, attention_mask=mask, **kwargs, **settings)
+            for settings in ({}, {"num_beams": 2}, {"cache_implementation": "static"})
+        ]
+        answers.append(model.generate(ids[:1], assistant_model=assistant, **kwargs))
+        packages = {type(answer.past_key_values.layers[0]).__module__.rpartition(".")[0] for answer in answers}
+        return {"tokens": [answer.sequences for answer in answers], "packages": packages}
+
+    models = [AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)]
+    alone = generate(models[0], models[0])
+    models.append(AutoModelForCausalLM.from_pretrained(other, trust_remote_code=True))
+    sys.path.insert(0, root)
+    from modeling_latent import LatentAttentionForCausalLM
+
+    models.append(LatentAttentionForCausalLM.from_pretrained(folder, config=models[0].config))
+    beside = [generate(model, assistant) for model, assistant in zip(models, models[1:] + models[:1], strict=True)]
+    return {"alone": alone, "beside": beside, "own": [type(model).__module__.rpartition(".")[0] for model in models]}
+
+
+@pytest.mark.parametrize("environment", VERSIONS[:1], indirect=True)
+def test_two_checkpoints_in_one_process_each_run_their_own_code(environment, saved, tmp_path):
+    python, _ = environment
+    other = shutil.copytree(saved, tmp_path / "another")
+    with (other / "cache_latent.py").open("a", encoding="utf-8") as code:
+        code.write("# another version\n")
+    found = run_alone(python, generate_beside_copies, saved, other, ROOT, scratch=tmp_path / "scratch")
+    assert len(set(found["own"])) == 3
+    for package, beside in zip(found["own"], found["beside"], strict=True):
+        assert beside["packages"] == {package}
+        assert all(map(torch.equal, beside["tokens"], found["alone"]["tokens"]))
 
 
 @pytest.mark.parametrize("overrides", [{}, {"is_causal": False}, {"local_attention": False, "conv_kernel_size": 0}])

@@ -19,6 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import accelerate
+import onnxruntime
 import peft
 import pytest
 import torch
@@ -32,6 +33,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     DataCollatorWithFlattening,
+    DynamicCache,
     Trainer,
     TrainingArguments,
     set_seed,
@@ -309,6 +311,17 @@ def test_compiled_takes_position_ids_that_do_not_restart_and_refuses_others(fres
         compiled(input_ids, position_ids=position_ids % 5, use_cache=False)
 
 
+def test_compiled_refuses_what_it_would_silently_read_as_one_sequence(fresh_compiler):
+    model, input_ids = tiny_model(num_hidden_layers=1), random_ids(1, 12)
+    compiled = torch.compile(model, backend="eager")
+    cache = DynamicCache(config=model.config)
+    model(input_ids, past_key_values=cache)
+    with pytest.raises(RuntimeError, match="`position_ids` start anew"):
+        compiled(input_ids, position_ids=torch.arange(12)[None], past_key_values=cache)
+    with pytest.raises(RuntimeError, match="`cu_seq_lens_q` must be places in the row of 12 tokens"):
+        compiled(input_ids, cu_seq_lens_q=torch.tensor([0, 5]), use_cache=False)
+
+
 @pytest.mark.parametrize("padded", [False, True])
 def test_one_graph_serves_all_batch_sizes_and_lengths(padded, fresh_compiler):
     model, graphs = tiny_model(num_hidden_layers=1), []
@@ -541,6 +554,45 @@ def test_exported_forward_takes_other_batch_sizes_and_lengths():
     for batch, length in ((3, 9), (1, 33)):  # as the one it was made with, not multiples of the chunk
         input_ids = random_ids(batch, length)
         close(program.module()(input_ids=input_ids, use_cache=False).logits, model(input_ids).logits)
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_onnx_gives_the_same_at_any_batch_size_and_length(is_causal, tmp_path):
+    model = tiny_model(is_causal=is_causal, num_hidden_layers=1, use_cache=False)
+    inputs = {name: padded_batch()[name] for name in ("input_ids", "attention_mask")}
+    torch.onnx.export(
+        model,
+        (),
+        tmp_path / "model.onnx",
+        kwargs=inputs,
+        dynamic_shapes={name: {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO} for name in inputs},
+        dynamo=True,
+        verbose=False,
+    )
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for rows, tokens in ((3, LENGTH), (1, 9), (2, 33), (2, 16)):
+        input_ids, mask = random_ids(rows, tokens), torch.ones(rows, tokens, dtype=torch.long)
+        mask[0, :2] = 0
+        feed = {"input_ids": input_ids.numpy(), "attention_mask": mask.numpy()}
+        logits = torch.from_numpy(session.run(None, feed)[0])
+        expected = model(input_ids, attention_mask=mask).logits
+        close(logits[mask.bool()], expected[mask.bool()], atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")  # tracing warns of every shape that it takes for a constant
+def test_a_trace_made_with_a_full_mask_takes_padding():
+    class Logits(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids, attention_mask):
+            return self.model(input_ids, attention_mask=attention_mask, use_cache=False).logits
+
+    model, inputs = tiny_model(num_hidden_layers=1), padded_batch()
+    input_ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    traced = torch.jit.trace(Logits(model), (input_ids, torch.ones_like(mask)), check_trace=False)
+    close(traced(input_ids, mask)[mask.bool()], model(input_ids, mask).logits[mask.bool()])
 
 
 # Trainer
