@@ -142,7 +142,10 @@ def restarts(position_ids: torch.Tensor, valid: torch.Tensor | None, first: bool
 
 
 def sequence_numbers(cu_seq_lens_q: torch.Tensor, batch: int, length: int, device: torch.device) -> torch.Tensor:
-    """`seq_idx` `(1, T)` from where sequences start, and where the last ends. Looking waits for the device."""
+    """
+    `seq_idx` `(1, T)` from where sequences start, and where the last ends. What lies before and behind them, as
+    padding may, is a sequence, too. Waits for the device.
+    """
     if batch != 1:
         raise ValueError(
             f"`cu_seq_lens_q` is for one row of packed sequences, but `input_ids` has {batch} rows: put them one "
@@ -150,9 +153,9 @@ def sequence_numbers(cu_seq_lens_q: torch.Tensor, batch: int, length: int, devic
         )
     cu_seq_lens_q = cu_seq_lens_q.to(device, torch.long)
     refuse(
-        (cu_seq_lens_q[0] != 0) | (cu_seq_lens_q[-1] != length) | (cu_seq_lens_q.diff() < 0).any(),
-        f"`cu_seq_lens_q` must be places in the row of {length} tokens: where each sequence starts, beginning with 0, "
-        f"and where the last one ends, {length}.",
+        (cu_seq_lens_q < 0).any() | (cu_seq_lens_q > length).any() | (cu_seq_lens_q.diff() < 0).any(),
+        f"`cu_seq_lens_q` must be rising places in the row of {length} tokens: where each sequence starts, and where "
+        "the last one ends.",
     )
     starts = torch.zeros(1, length + 1, dtype=torch.long, device=device)
     return starts.index_fill(1, cu_seq_lens_q, 1)[:, :-1].cumsum(1)

@@ -242,7 +242,8 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
         tokens_seen = check_cache(past_key_values, self.config, inputs_embeds)
         valid = check_attention_mask(attention_mask, inputs_embeds, tokens_seen is not None)
         starts = packed_starts(position_ids, cu_seq_lens_q, seq_idx, valid, tokens_seen, inputs_embeds)
-        sequences = None if cu_seq_lens_q is None else cu_seq_lens_q.shape[0] - 1
+        # At most: what lies in front of the first and behind the last one is a sequence, too.
+        sequences = None if cu_seq_lens_q is None else cu_seq_lens_q.shape[0] + 1
         layout = self.make_layout(
             inputs_embeds, valid, starts, sequences, tokens_seen, past_key_values is not None, new_chunk_rows
         )

@@ -318,8 +318,15 @@ def test_compiled_refuses_what_it_would_silently_read_as_one_sequence(fresh_comp
     model(input_ids, past_key_values=cache)
     with pytest.raises(RuntimeError, match="`position_ids` start anew"):
         compiled(input_ids, position_ids=torch.arange(12)[None], past_key_values=cache)
-    with pytest.raises(RuntimeError, match="`cu_seq_lens_q` must be places in the row of 12 tokens"):
-        compiled(input_ids, cu_seq_lens_q=torch.tensor([0, 5]), use_cache=False)
+    with pytest.raises(RuntimeError, match="`cu_seq_lens_q` must be rising places in the row of 12 tokens"):
+        compiled(input_ids, cu_seq_lens_q=torch.tensor([0, 5, 13]), use_cache=False)
+
+
+def test_compiled_takes_sequences_that_do_not_make_up_the_row(fresh_compiler):
+    model, input_ids = tiny_model(num_hidden_layers=1), random_ids(1, 12)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    logits = compiled(input_ids, cu_seq_lens_q=torch.tensor([5, 6]), use_cache=False).logits
+    close(logits, torch.cat([model(part).logits for part in input_ids.split([5, 1, 6], dim=1)], dim=1))
 
 
 @pytest.mark.parametrize("padded", [False, True])
