@@ -22,6 +22,7 @@ from datasets import Dataset, DatasetDict, load_dataset
 # Tests are left out, as many systems install Python without them.
 NOT_THE_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
 VALIDATION_SHARE = 0.04
+READERS = {".txt": "text", ".parquet": "parquet"}  # of the library, by the ending of a file
 
 
 def standard_library() -> Dataset:
@@ -41,15 +42,15 @@ def read_utf8(file: Path) -> str:
 
 def local_files(path: Path) -> DatasetDict:
     """A text file is one document, a parquet file has one per row."""
-    files = [path] if path.is_file() else sorted([*path.rglob("*.txt"), *path.rglob("*.parquet")])
-    kinds = {"parquet" if file.suffix == ".parquet" else "text" for file in files}
-    if len(kinds) != 1:
+    files = [file for file in ([path] if path.is_file() else sorted(path.rglob("*"))) if file.suffix in READERS]
+    readers = {READERS[file.suffix] for file in files}
+    if len(readers) != 1:
         raise ValueError(
-            f"--dataset is the folder {path}, which must hold .txt files or .parquet files, and not both; it holds "
-            f"{len(files)} files of these kinds. Give one kind, a single file, or the name of a data set on the Hub."
+            f"--dataset is {path}, which must be a .txt file, a .parquet file, or a folder of the one or the other "
+            f"kind; it has {len(files)} files of these kinds. Give one kind, or the name of a data set on the Hub."
         )
-    options = {} if kinds == {"parquet"} else {"sample_by": "document"}
-    return load_dataset(kinds.pop(), data_files=[str(file) for file in files], **options)
+    options = {} if readers == {"parquet"} else {"sample_by": "document"}
+    return load_dataset(readers.pop(), data_files=[str(file) for file in files], **options)
 
 
 def split(documents: DatasetDict) -> DatasetDict:

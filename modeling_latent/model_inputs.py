@@ -214,11 +214,12 @@ def check_cache(past_key_values, config: LatentAttentionConfig, inputs_embeds) -
             "can be kept. Leave it out."
         )
     # By name: a copy of this code that was loaded from the Hub has classes of its own.
-    names = {getattr(layer, "_layer_type", None) or type(layer).__name__ for layer in past_key_values.layers}
+    layers = getattr(past_key_values, "layers", [])
+    names = {getattr(layer, "_layer_type", None) or type(layer).__name__ for layer in layers}
     own = {config.model_type, "StaticLatentAttentionCacheLayer"}
-    if not names or not names <= own or len(past_key_values.layers) != config.num_hidden_layers:
+    if not names or not names <= own or len(layers) != config.num_hidden_layers:
         raise ValueError(
-            f"`past_key_values` is a {type(past_key_values).__name__} of {len(past_key_values.layers)} layers of "
+            f"`past_key_values` is a {type(past_key_values).__name__} of {len(layers)} layers of "
             f"{sorted(names)}, not made for this model. Pass `DynamicCache(config=model.config)`, or leave it out. "
             "(Prefix tuning passes one of keys and values, which this model does not read: take prompt tuning.)"
         )
@@ -228,8 +229,8 @@ def check_cache(past_key_values, config: LatentAttentionConfig, inputs_embeds) -
             f"{config.state_bytes(1, inputs_embeds.dtype)} bytes per row, and stays on the device: use a cache "
             "without offloading."
         )
-    take_over_empty_layers(past_key_values.layers)
-    state = past_key_values.layers[0].state
+    take_over_empty_layers(layers)
+    state = layers[0].state
     if state is None:
         return None
     batch = inputs_embeds.shape[0]
@@ -238,7 +239,7 @@ def check_cache(past_key_values, config: LatentAttentionConfig, inputs_embeds) -
             f"`past_key_values` is of batch size {state.tokens_seen.shape[0]} but the input of {batch}. Call "
             "`batch_repeat_interleave` or `batch_select_indices` on the cache, or pass an empty one."
         )
-    made_for, needed = past_key_values.layers[0].made_for, state_fields(config)
+    made_for, needed = layers[0].made_for, state_fields(config)
     if made_for != needed:
         theirs = {name: value for name, value in made_for.items() if value != needed[name]}
         ours = {name: needed[name] for name in theirs}

@@ -21,6 +21,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import documents
 import generate
 import train
 from common import tiny_config
@@ -106,6 +107,17 @@ def test_resuming_goes_on_where_training_stopped(trained, texts, config_folder, 
     weights = [AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (tmp_path, trained)]
     for name, value in weights[0].items():
         torch.testing.assert_close(value, weights[1][name], atol=1e-5, rtol=1e-4)
+
+
+def test_a_text_file_is_a_document_and_other_files_are_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("one\ntwo\n", encoding="utf-8")
+    for path in (tmp_path, tmp_path / "a.txt"):
+        assert documents.local_files(path)["train"]["text"] == ["one\ntwo\n"]
+    (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n', encoding="utf-8")  # not to be read as text itself
+    (tmp_path / "b.parquet").touch()
+    for path in (tmp_path / "rows.jsonl", tmp_path):
+        with pytest.raises(ValueError, match=r"must be a \.txt file, a \.parquet file, or a folder of the one"):
+            documents.local_files(path)
 
 
 def test_resuming_without_a_checkpoint_says_so(texts, tmp_path):

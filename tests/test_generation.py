@@ -918,6 +918,11 @@ def test_a_cache_of_another_batch_size_is_refused(make):
             model(random_ids(3, tokens), past_key_values=cache)
 
 
+def test_a_tuple_is_no_cache():
+    with pytest.raises(ValueError, match="`past_key_values` is a tuple of 0 layers"):
+        double_model()(random_ids(1, 6), past_key_values=())
+
+
 def test_a_padded_cache_is_not_expanded_for_beams():
     model, (_, batch) = double_model(), left_padded([6, 3])
     out = generate(model, **batch, return_dict_in_generate=True)
