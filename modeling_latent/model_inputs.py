@@ -136,7 +136,7 @@ def restarts(position_ids: torch.Tensor, valid: torch.Tensor | None, first: bool
     Real tokens `(B, T)` from which positions count anew: those at 0, and as some models count from 1 or 2, those that
     are not above the real token before. `first`: whether a row's first one does without being at 0.
     """
-    none = torch.iinfo(position_ids.dtype).max if first else -1
+    none = torch.iinfo(torch.int32).max if first else -1  # larger ones, `pad` can't write
     starts = (position_ids == 0) | (position_ids <= real_before(position_ids, valid, none))
     return starts if valid is None else starts & valid
 

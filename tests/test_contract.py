@@ -328,6 +328,15 @@ def test_5_packed_padding_alone_gives_finite_numbers(packing, is_causal):
     assert logits.isfinite().all()
 
 
+@pytest.mark.parametrize("first", [1, 2])
+def test_5_positions_that_do_not_count_from_0(first):
+    model, input_ids = double_model(), random_ids(1, 5)
+    position_ids = torch.tensor([[first, first, first + 1, first + 2, first]])
+    logits = model(input_ids, position_ids=position_ids).logits
+    alone = torch.cat([model(part).logits for part in input_ids.split([1, 3, 1], dim=1)], dim=1)
+    torch.testing.assert_close(logits, alone, **CLOSE)
+
+
 @pytest.mark.parametrize("packed", [[1, 1, 1, 1, 2, 3, 1, 2, 3], [0, 1, 2, 3, 4, 5, 0, 1, 2]], ids=str)
 def test_5_packed_documents_behind_left_padding(packed):
     """Positions of the first document do not begin at 0."""
