@@ -238,6 +238,17 @@ def decode(bench: Bench, contexts: tuple[int, ...], few: tuple[int, ...] = ()) -
         caches = {name: (cache, context + WARM_UP_STEPS + chunk_size) for name, (cache, _) in caches.items()}
 
 
+def decode_growth(bench: Bench, contexts: tuple[int, ...]) -> None:
+    """Time per token of ours alone. Contexts, whole chunks each, take turns, as in `prefill_growth`."""
+    model, chunk_size = bench.model(OURS), bench.configs[OURS].chunk_size
+    steps = {}
+    for context in contexts:
+        cache, _ = cache_at(bench, model, OURS, context, None, 0)
+        steps[context] = greedy_step(model, cache, context, batch=1)
+    for context, point in decode_times(steps, contexts[0], chunk_size, bench.device).items():
+        bench.note("decode growth", context, {OURS: point})
+
+
 def cache_at(bench: Bench, model: PreTrainedModel, name: str, context: int, cache, seen: int) -> tuple:
     """A cache of `context` tokens and their number: Llama's filled at random, the others' going on from `cache`."""
     if name == FULL:
@@ -398,6 +409,7 @@ def cpu_growth(bench: Bench) -> None:
 
 def cpu_decode(bench: Bench) -> None:
     decode(bench, (1024, 4096, 8192, 32768), few=(1024,))
+    decode_growth(bench, (1024, 32768))
     limits(bench, length=1024, context=1024, matmul_size=4096, copied=2**29)
 
 
@@ -410,6 +422,7 @@ def cuda_prefill_decode(bench: Bench) -> None:
     prefill(bench, (1024, 4096, 16384, 65536), few)
     prefill_growth(bench, (4096, 16384))
     decode(bench, (1024, 8192, 32768), few=(1024,))
+    decode_growth(bench, (1024, 32768))
     decode_throughput(bench, 32768, batches=(2048, 1536, 1024, 768, 512, 256, 128, 96, 64, 48, 32, 16, 8))
 
 

@@ -53,11 +53,11 @@ def interleaved(calls: dict[str, Callable], device: str, seconds: float) -> dict
     Medians of calls that take turns (a b c a b c …), so that a drift of the machine meets all of them.
 
     The first round is warm-up, however long it takes: in it the first model alone would pay for memory that the system
-    clears when it is asked for. Rounds go on until `seconds` are over, `MOST_ROUNDS` at most, and there is one after
+    clears when it is asked for. Rounds go on until `seconds` are over, `MOST_ROUNDS` at most, and there are two after
     the warm-up in any case. A call that runs out of device memory is missing in the answer.
     """
     calls, rounds, begin = dict(calls), [], time.perf_counter()
-    while calls and len(rounds) <= MOST_ROUNDS and (len(rounds) < 2 or time.perf_counter() - begin < seconds):
+    while calls and len(rounds) <= MOST_ROUNDS and (len(rounds) < 3 or time.perf_counter() - begin < seconds):
         rounds.append({})
         for name in list(calls):
             try:
