@@ -195,8 +195,8 @@ def packed_starts(position_ids, cu_seq_lens_q, seq_idx, valid, tokens_seen, inpu
     packed = (starts.sum(1) > 1).any()
     if torch.compiler.is_compiling():
         # A compiled graph can't look, and must not silently let packed documents see each other.
-        torch._assert_async(
-            ~packed,
+        refuse(
+            packed,
             "`position_ids` restart: a compiled model takes packed sequences by `cu_seq_lens_q` instead, as "
             "`DataCollatorWithFlattening(return_flash_attn_kwargs=True)` sends them.",
         )
