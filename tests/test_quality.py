@@ -451,7 +451,7 @@ def reduced_sentences() -> dict[Path, list[str]]:
     def mean_of(table: str, metric, model: str, **settings) -> float:
         points = [point for point in result_of(f"{table}_reduced")["points"] if point[0]["model"] == model]
         (point,) = [point for point in points if settings.items() <= point[0]["settings"].items()]
-        return sum(map(metric, point)) / len(point)
+        return mean(map(metric, point))
 
     def recall(model: str, **settings) -> str:
         return f"{mean_of('mqar', lambda unit: unit['accuracy'], model, **settings):.2f}"
@@ -568,7 +568,7 @@ def ablation_sentences() -> dict[Path, list[str]]:
 @pytest.mark.parametrize("sentences", [reduced_sentences, medium_sentences, small_sentences, ablation_sentences])
 def test_what_a_page_says_of_the_tables_is_in_them(sentences):
     """Numbers in sentences, of one form or table each, in the page that says them."""
-    for readme, expected in sentences().items():
-        text = " ".join(readme.read_text(encoding="utf-8").split())
+    for page, expected in sentences().items():
+        text = " ".join(page.read_text(encoding="utf-8").split())
         missing = [sentence for sentence in expected if sentence not in text]
-        assert not missing, "\n".join([str(readme), *missing])
+        assert not missing, "\n".join([str(page), *missing])
