@@ -33,6 +33,7 @@ from transformers import (
 
 from modeling_latent import LatentAttentionConfig, LatentAttentionForCausalLM
 from modeling_latent.cache_latent import MemoryState
+from modeling_latent.cache_name import CACHE_NAME
 
 
 CONFIGURATION = Path(__file__).parents[1] / "configuration"
@@ -173,6 +174,12 @@ CONFIGS: dict[str, Callable] = {
 def build(name: str, config: PreTrainedConfig) -> PreTrainedModel:
     """Random weights; attention by SDPA wherever there is attention."""
     return OWN_CLASSES[name](config) if name in OWN_CLASSES else AutoModelForCausalLM.from_config(config)
+
+
+def cache_name_of(model: PreTrainedModel) -> str:
+    """What a model calls its cache: since transformers 5.24 they all call it the same, before Mamba-2 does not."""
+    of_its_own = CACHE_NAME == "past_key_values" and model.config.model_type == "mamba2"
+    return "cache_params" if of_its_own else CACHE_NAME
 
 
 def parameters_of(make: Callable[[], PreTrainedModel]) -> int:

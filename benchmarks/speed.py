@@ -39,7 +39,7 @@ from transformers.utils import is_flash_linear_attention_available
 from modeling_latent import LatentAttentionConfig, LatentAttentionForCausalLM
 
 from . import record
-from .peers import FULL, GSA, OURS, PEERS, WINDOWED, build, configs_of, count_parameters
+from .peers import FULL, GSA, OURS, PEERS, WINDOWED, build, cache_name_of, configs_of, count_parameters
 from .timing import (
     attention_operators,
     copy_bandwidth,
@@ -140,8 +140,8 @@ def random_ids(config: LatentAttentionConfig, device: str, *shape: int) -> torch
 
 @torch.no_grad()
 def forward(model: PreTrainedModel, input_ids: torch.Tensor, cache=None, **kwargs):
-    """Logits of the last token, and the cache, which Mamba-2 has under another name."""
-    name = "cache_params" if model.config.model_type == "mamba2" else "past_key_values"
+    """Logits of the last token, and the cache."""
+    name = cache_name_of(model)
     outputs = model(input_ids, **{name: cache}, use_cache=True, logits_to_keep=1, **kwargs)
     return outputs.logits, outputs[name]
 

@@ -46,7 +46,7 @@ def cache_bytes(model: PreTrainedModel, contexts: tuple[int, ...]) -> list[int]:
         missing = context - cache.get_seq_length()
         input_ids = torch.randint(model.config.vocab_size, (1, missing), generator=generator)  # (1, T)
         for piece in input_ids.split(PIECE, dim=1):
-            model(piece.to(model.device), past_key_values=cache, logits_to_keep=1)
+            model(piece.to(model.device), cache=cache, logits_to_keep=1)
         tensors = [leaf for layer in cache.layers for leaf in tree_leaves(layer.state)]
         sizes.append(sum(tensor.nbytes for tensor in tensors if tensor is not None))
     return sizes

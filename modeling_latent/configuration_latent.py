@@ -69,7 +69,7 @@ class LatentAttentionConfig(PreTrainedConfig):
     """
 
     model_type = "latent_attention"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]  # the same, see cache_name.py
     base_model_tp_plan = {
         "layers.*.local_attention.q_proj": "colwise",
         "layers.*.local_attention.k_proj": "colwise",

@@ -20,6 +20,7 @@ from torch import nn
 from transformers.utils.import_utils import is_tracing
 
 from .cache_latent import state_fields, take_over_empty_layers
+from .cache_name import CACHE_NAME
 from .configuration_latent import LatentAttentionConfig
 
 
@@ -31,44 +32,44 @@ class TokensSeen(NamedTuple):
     rearranged: int  # how often rows had been exchanged, as beam search does
 
     @classmethod
-    def of(cls, past_key_values) -> "TokensSeen":
-        layer = past_key_values.layers[0]
+    def of(cls, cache) -> "TokensSeen":
+        layer = cache.layers[0]
         return cls(int(layer.get_seq_length()), layer.state.tokens_seen.tolist(), layer.rearranged)
 
     def after(self, new_tokens: int) -> "TokensSeen":
         return self._replace(length=self.length + new_tokens, counts=[count + new_tokens for count in self.counts])
 
-    def fits(self, past_key_values, tokens: torch.Tensor) -> bool:
+    def fits(self, cache, tokens: torch.Tensor) -> bool:
         """Whether it still is of this cache: not expanded, nor cropped, which a static one can't be, nor exchanged."""
-        layer = past_key_values.layers[0]
+        layer = cache.layers[0]
         length = layer.get_seq_length()
         same_rows = layer.rearranged == self.rearranged or len(set(self.counts)) == 1
         same_length = isinstance(length, torch.Tensor) or length == self.length
         return len(self.counts) == tokens.shape[0] and same_rows and same_length
 
 
-def check_inputs(inputs_embeds: torch.Tensor, past_key_values, checkpointing: bool) -> None:
+def check_inputs(inputs_embeds: torch.Tensor, cache, checkpointing: bool) -> None:
     """That there are tokens, and no cache where layers forget it."""
     if 0 in inputs_embeds.shape[:2]:
         raise ValueError(
             f"The input is of shape {tuple(inputs_embeds.shape[:2])}, without any token. Beside a cache pass the new "
             "tokens, and a mask that covers the past as well; or the whole sequence."
         )
-    if checkpointing and past_key_values is not None:
+    if checkpointing and cache is not None:
         raise ValueError(
-            "`past_key_values` is given, but the model is training with gradient checkpointing, whose layers keep no "
+            f"`{CACHE_NAME}` is given, but the model is training with gradient checkpointing, whose layers keep no "
             "cache. Call `model.eval()` or `gradient_checkpointing_disable()`, or pass `use_cache=False`."
         )
 
 
-def check_past_of_mask(attention_mask, tokens: torch.Tensor, past_key_values) -> None:
+def check_past_of_mask(attention_mask, tokens: torch.Tensor, cache) -> None:
     """
     A cache can't take out again what it has read, so the mask of a batch must not hide it now. Waits for the device.
 
     Not of a single row, which has not ended before another: where no mask is given, the library guesses one from
     padding tokens, and the row may have meant them.
     """
-    layers = getattr(past_key_values, "layers", [])
+    layers = getattr(cache, "layers", [])
     state = getattr(layers[0], "state", None) if layers else None  # another model's cache is the forward's to refuse
     batch, new = tokens.shape[:2]
     if state is None or attention_mask is None or batch == 1 or attention_mask.shape[1] == new:
@@ -77,7 +78,7 @@ def check_past_of_mask(attention_mask, tokens: torch.Tensor, past_key_values) ->
         return  # the forward's to refuse, too
     if (attention_mask[:, :-new].sum(1) < state.tokens_seen).any():
         raise ValueError(
-            "`attention_mask` hides tokens that `past_key_values` has read, as it does of padding behind a row that "
+            f"`attention_mask` hides tokens that `{CACHE_NAME}` has read, as it does of padding behind a row that "
             "ended early: they can't be taken out again. Leave the cache out, or continue such a row alone."
         )
 
@@ -167,7 +168,7 @@ def check_no_restart(position_ids, valid, tokens_seen: torch.Tensor) -> None:
         return
     refuse(
         (restarts(position_ids, valid, first=False) & (tokens_seen > 0)[:, None]).any(),
-        "`position_ids` start anew, but `past_key_values` holds tokens of an earlier forward, which the new ones "
+        f"`position_ids` start anew, but `{CACHE_NAME}` holds tokens of an earlier forward, which the new ones "
         "continue. Pass packed sequences in one forward, without `prefill_chunk_size`; or an empty cache. (To "
         "`generate()` give a prompt that begins with what the cache has read, and has at least one token more.)",
     )
@@ -179,7 +180,7 @@ def packed_starts(position_ids, cu_seq_lens_q, seq_idx, valid, tokens_seen, inpu
     if tokens_seen is not None:
         if cu_seq_lens_q is not None or seq_idx is not None:
             raise ValueError(
-                "`cu_seq_lens_q` and `seq_idx` tell packed sequences apart, but `past_key_values` holds tokens of an "
+                f"`cu_seq_lens_q` and `seq_idx` tell packed sequences apart, but `{CACHE_NAME}` holds tokens of an "
                 "earlier forward, which the new ones continue. Leave them out, or pass an empty cache."
             )
         check_no_restart(position_ids, valid, tokens_seen)
@@ -204,28 +205,28 @@ def packed_starts(position_ids, cu_seq_lens_q, seq_idx, valid, tokens_seen, inpu
     return starts if packed else None
 
 
-def check_cache(past_key_values, config: LatentAttentionConfig, inputs_embeds) -> torch.Tensor | None:
+def check_cache(cache, config: LatentAttentionConfig, inputs_embeds) -> torch.Tensor | None:
     """Tokens that the cache has seen, `(B,)`; `None` for an empty cache, or none."""
-    if past_key_values is None:
+    if cache is None:
         return None
     if not config.is_causal:
         raise ValueError(
-            "`past_key_values` is for causal models: with `is_causal=False` every token sees the future, so nothing "
+            f"`{CACHE_NAME}` is for causal models: with `is_causal=False` every token sees the future, so nothing "
             "can be kept. Leave it out."
         )
     # By name: a copy of this code that was loaded from the Hub has classes of its own.
-    layers = getattr(past_key_values, "layers", [])
+    layers = getattr(cache, "layers", [])
     names = {getattr(layer, "_layer_type", None) or type(layer).__name__ for layer in layers}
     own = {config.model_type, "StaticLatentAttentionCacheLayer"}
     if not names or not names <= own or len(layers) != config.num_hidden_layers:
         raise ValueError(
-            f"`past_key_values` is a {type(past_key_values).__name__} of {len(layers)} layers of "
+            f"`{CACHE_NAME}` is a {type(cache).__name__} of {len(layers)} layers of "
             f"{sorted(names)}, not made for this model. Pass `DynamicCache(config=model.config)`, or leave it out. "
             "(Prefix tuning passes one of keys and values, which this model does not read: take prompt tuning.)"
         )
-    if past_key_values.offloading:
+    if cache.offloading:
         raise ValueError(
-            "`past_key_values` asks for offloading, but the state is of constant size, "
+            f"`{CACHE_NAME}` asks for offloading, but the state is of constant size, "
             f"{config.state_bytes(1, inputs_embeds.dtype)} bytes per row, and stays on the device: use a cache "
             "without offloading."
         )
@@ -236,7 +237,7 @@ def check_cache(past_key_values, config: LatentAttentionConfig, inputs_embeds) -
     batch = inputs_embeds.shape[0]
     if state.tokens_seen.shape[0] != batch:
         raise ValueError(
-            f"`past_key_values` is of batch size {state.tokens_seen.shape[0]} but the input of {batch}. Call "
+            f"`{CACHE_NAME}` is of batch size {state.tokens_seen.shape[0]} but the input of {batch}. Call "
             "`batch_repeat_interleave` or `batch_select_indices` on the cache, or pass an empty one."
         )
     made_for, needed = layers[0].made_for, state_fields(config)
@@ -244,7 +245,7 @@ def check_cache(past_key_values, config: LatentAttentionConfig, inputs_embeds) -
         theirs = {name: value for name, value in made_for.items() if value != needed[name]}
         ours = {name: needed[name] for name in theirs}
         raise ValueError(
-            f"`past_key_values` is of a model with {theirs}, but this one has {ours}. Pass "
+            f"`{CACHE_NAME}` is of a model with {theirs}, but this one has {ours}. Pass "
             "`DynamicCache(config=model.config)`, or leave it out."
         )
     return state.tokens_seen

@@ -65,6 +65,7 @@ from .attention_maps import (
     what_to_record,
 )
 from .cache_latent import LatentState
+from .cache_name import CACHE_NAME, cache_of, one_cache
 from .chunk_layout import ChunkLayout, bidirectional_layout, grid_layout, step_layout
 from .configuration_latent import LatentAttentionConfig
 from .latent_attention import LatentAttention, init_weights
@@ -124,11 +125,11 @@ class LatentAttentionDecoderLayer(GradientCheckpointingLayer):
         layout: ChunkLayout,
         position_embeddings: tuple | None = None,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         """`(R, N, S, D) -> (R, N, S, D)`; the cache's layer, if there is one, moves on."""
-        cache_layer = None if past_key_values is None else past_key_values.layers[self.layer_idx]
+        cache_layer = None if cache is None else cache.layers[self.layer_idx]
         no_state = cache_layer is None or cache_layer.state is None
         window, memory, conv_inputs, _ = (None,) * 4 if no_state else cache_layer.state
         if self.config.local_attention:
@@ -149,7 +150,7 @@ class LatentAttentionPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["LatentAttentionDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["cache", "past_key_values"]
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
@@ -204,12 +205,13 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         cu_seq_lens_q: torch.LongTensor | None = None,
         seq_idx: torch.LongTensor | None = None,
         new_chunk_rows: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LatentAttentionModelOutput:
         """
@@ -219,12 +221,13 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
                 the past, only the last T columns count.
             position_ids: `(B, T)`; where they start anew, at 0 or by not rising, a new packed sequence starts.
                 Positions have no other meaning here, and must not start anew beside a cache with tokens.
-            past_key_values: a `DynamicCache(config=model.config)` or `StaticCache`.
+            cache: a `DynamicCache(config=model.config)` or `StaticCache`.
             use_cache: whether to return one; never in a bidirectional model.
             cu_seq_lens_q: `(sequences + 1,)`, where packed sequences start in the one row, and where the last ends.
             seq_idx: `(B, T)`, number of the packed sequence that a token belongs to; another way to say the same.
             new_chunk_rows: for a step of decoding, rows among which are all that enter a new chunk; `generate()`
                 knows them without asking the device.
+            past_key_values: the same as `cache`, by its name before transformers 5.24.
 
         Raises:
             `ValueError`: for a mask that is not 2-D, a cache that does not belong to this model and batch, packed
@@ -235,20 +238,21 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
             raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        check_inputs(inputs_embeds, past_key_values, self.gradient_checkpointing and self.training)
-        use_cache = use_cache and self.config.is_causal and not (self.gradient_checkpointing and self.training)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        tokens_seen = check_cache(past_key_values, self.config, inputs_embeds)
+        cache = one_cache(cache, past_key_values)
+        checkpointing = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+        check_inputs(inputs_embeds, cache, checkpointing)
+        if use_cache and self.config.is_causal and not checkpointing and cache is None:
+            cache = DynamicCache(config=self.config)
+        tokens_seen = check_cache(cache, self.config, inputs_embeds)
         valid = check_attention_mask(attention_mask, inputs_embeds, tokens_seen is not None)
         starts = packed_starts(position_ids, cu_seq_lens_q, seq_idx, valid, tokens_seen, inputs_embeds)
         # At most: what lies in front of the first and behind the last one is a sequence, too.
         sequences = None if cu_seq_lens_q is None else cu_seq_lens_q.shape[0] + 1
         layout = self.make_layout(
-            inputs_embeds, valid, starts, sequences, tokens_seen, past_key_values is not None, new_chunk_rows
+            inputs_embeds, valid, starts, sequences, tokens_seen, cache is not None, new_chunk_rows
         )
         kwargs |= what_to_record(kwargs.get("output_attentions"), self.config)
-        outputs = self.run_layers(layout, inputs_embeds, past_key_values, **{**kwargs, "return_dict": True})
+        outputs = self.run_layers(layout, inputs_embeds, cache, **{**kwargs, "return_dict": True})
         return self.in_token_order(outputs, layout, inputs_embeds)
 
     def make_layout(
@@ -262,7 +266,7 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
         return grid_layout(batch_shape, size, device, valid, starts, tokens_seen, with_cache, sequences)
 
     @capture_outputs
-    def run_layers(self, layout: ChunkLayout, inputs_embeds, past_key_values, **kwargs) -> LatentAttentionModelOutput:
+    def run_layers(self, layout: ChunkLayout, inputs_embeds, cache, **kwargs) -> LatentAttentionModelOutput:
         """All blocks in the chunk layout. Recorded hidden states and attentions are in it, too."""
         position_embeddings = attention_mask = None
         if self.config.local_attention:
@@ -275,10 +279,10 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
                 layout=layout,
                 position_embeddings=position_embeddings,
                 attention_mask=attention_mask,
-                past_key_values=past_key_values,
+                cache=cache,
                 **kwargs,
             )
-        return LatentAttentionModelOutput(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+        return LatentAttentionModelOutput(last_hidden_state=self.norm(hidden_states), **{CACHE_NAME: cache})
 
     def in_token_order(self, outputs, layout: ChunkLayout, inputs_embeds) -> LatentAttentionModelOutput:
         """Everything that `run_layers` recorded, back from slots to tokens."""
@@ -314,11 +318,12 @@ class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, GenerationMixin
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LatentAttentionCausalLMOutput:
         """
@@ -334,7 +339,7 @@ class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, GenerationMixin
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=one_cache(cache, past_key_values),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
@@ -346,7 +351,7 @@ class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, GenerationMixin
             labels = predictable(labels, attention_mask)
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return LatentAttentionCausalLMOutput(
-            loss=loss, logits=logits, past_key_values=outputs.past_key_values, **recorded(outputs)
+            loss=loss, logits=logits, **{CACHE_NAME: cache_of(outputs)}, **recorded(outputs)
         )
 
     @staticmethod
@@ -357,10 +362,11 @@ class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, GenerationMixin
     def prepare_inputs_for_generation(
         self,
         input_ids,
-        past_key_values=None,
+        cache=None,
         inputs_embeds=None,
         is_first_iteration=False,
         tokens_seen=None,
+        past_key_values=None,
         **kwargs,
     ):
         """
@@ -373,17 +379,18 @@ class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, GenerationMixin
                 "`generate()` needs a causal model, but this one has `is_causal=False`: every token sees the future. "
                 "Train with `is_causal=True` to generate."
             )
+        cache = one_cache(cache, past_key_values)
         inputs = super().prepare_inputs_for_generation(
             input_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             is_first_iteration=is_first_iteration,
+            **{CACHE_NAME: cache},
             **kwargs,
         )
         tokens = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
         if is_first_iteration:
-            check_past_of_mask(inputs.get("attention_mask"), tokens, past_key_values)
-        if tokens_seen is not None and tokens.shape[1] == 1 and tokens_seen.fits(past_key_values, tokens):
+            check_past_of_mask(inputs.get("attention_mask"), tokens, cache)
+        if tokens_seen is not None and tokens.shape[1] == 1 and tokens_seen.fits(cache, tokens):
             inputs["attention_mask"] = None
             size = self.config.chunk_size
             rows = [row for row, seen in enumerate(tokens_seen.counts) if seen > 0 and seen % size == 0]
@@ -392,7 +399,7 @@ class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, GenerationMixin
 
     def _assisted_decoding(self, *args, **kwargs):
         """The library's, which has the cache record every forward, and would leave it doing so."""
-        layers = getattr(kwargs.get("past_key_values"), "layers", [])
+        layers = getattr(kwargs.get(CACHE_NAME), "layers", [])
         recording = [getattr(layer, "record_past", False) for layer in layers]
         try:
             return super()._assisted_decoding(*args, **kwargs)
@@ -409,9 +416,9 @@ class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, GenerationMixin
         seen = model_kwargs.get("tokens_seen")
         if seen is not None:
             model_kwargs["tokens_seen"] = seen.after(num_new_tokens)
-        elif outputs.past_key_values is not None:
+        elif cache_of(outputs) is not None:
             # Once after the prefill: the only time that the host has to ask.
-            model_kwargs["tokens_seen"] = TokensSeen.of(outputs.past_key_values)
+            model_kwargs["tokens_seen"] = TokensSeen.of(cache_of(outputs))
         return model_kwargs
 
     def _prefill(self, input_ids, generation_config, model_kwargs, *args, **kwargs):
@@ -503,9 +510,9 @@ class LatentAttentionForSequenceClassification(GenericForSequenceClassification,
         return SequenceClassifierOutputWithPast(
             loss=loss,
             logits=pooled_logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{CACHE_NAME: cache_of(outputs)},
         )
 
     def pool(self, logits: torch.Tensor, real: torch.Tensor) -> torch.Tensor:

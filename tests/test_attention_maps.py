@@ -20,6 +20,7 @@ from transformers.utils.logging import warning_once
 
 from common import random_ids, randomize, tiny_config, tiny_model
 from modeling_latent import LatentAttentionForMaskedLM, LatentAttentionModel, attention_maps
+from modeling_latent.cache_name import cache_of
 
 
 C, M, H = 4, 3, 4
@@ -165,7 +166,7 @@ def test_what_a_cache_holds_is_missing_from_the_sum():
     model, input_ids = eager_model(), random_ids(1, 16)
     whole = maps(model, input_ids).compression_attentions[1]  # (B, 4, H, M, 16)
     start = maps(model, input_ids[:, :6], use_cache=True)
-    rest = maps(model, input_ids[:, 6:], past_key_values=start.past_key_values).compression_attentions[1]
+    rest = maps(model, input_ids[:, 6:], cache=cache_of(start)).compression_attentions[1]
     # The first chunk of the continued grid is the one in progress: chunk 1 of the whole.
     torch.testing.assert_close(rest[:, : whole.shape[1] - 1], whole[:, 1:, ..., 6:])
 
@@ -173,8 +174,8 @@ def test_what_a_cache_holds_is_missing_from_the_sum():
 def test_a_step_of_decoding_gives_what_belongs_to_tokens():
     model, input_ids = eager_model(), random_ids(2, 9)
     whole = maps(model, input_ids)
-    cache = maps(model, input_ids[:, :8], use_cache=True).past_key_values
-    step = maps(model, input_ids[:, 8:], past_key_values=cache)
+    cache = cache_of(maps(model, input_ids[:, :8], use_cache=True))
+    step = maps(model, input_ids[:, 8:], cache=cache)
     assert step.compression_attentions is None
     assert step.refinement_attentions is None
     for name in ("attentions", "local_attentions"):

@@ -37,6 +37,7 @@ from benchmarks.peers import (
     equal_config,
 )
 from common import random_ids, randomize, tiny_config
+from modeling_latent.cache_name import CACHE_NAME
 
 
 def tiny_configs(names=PEERS) -> dict:
@@ -106,7 +107,7 @@ def test_greedy_steps_are_those_of_generate():
     first = torch.zeros(1, 1, dtype=torch.long)
     other = speed.prefill_in_pieces(model, None, input_ids)
     model.generate(
-        torch.cat([input_ids, first], 1), past_key_values=other, max_new_tokens=9, do_sample=False, eos_token_id=None
+        torch.cat([input_ids, first], 1), **{CACHE_NAME: other}, max_new_tokens=9, do_sample=False, eos_token_id=None
     )
     for left, right in zip(cache.layers[1].state.memory, other.layers[1].state.memory, strict=True):
         torch.testing.assert_close(left, right)
@@ -115,7 +116,7 @@ def test_greedy_steps_are_those_of_generate():
 def test_the_bytes_of_a_cache_are_those_of_the_formula():
     config = tiny_config()
     cache = DynamicCache(config=config)
-    build(OURS, config)(random_ids(3, 10), past_key_values=cache)
+    build(OURS, config)(random_ids(3, 10), cache=cache)
     assert speed.cache_bytes(cache) == config.state_bytes(3, torch.float32)
 
 

@@ -33,6 +33,7 @@ from transformers import (
 from common import random_ids, randomize, tiny_config, tiny_model
 from configuration import summary
 from modeling_latent import LatentAttentionConfig, LatentAttentionForCausalLM
+from modeling_latent.cache_name import cache_of
 
 
 README = Path(summary.__file__).parent / "README.md"
@@ -250,7 +251,7 @@ def test_a_padding_token_outside_of_the_vocabulary_is_no_token(pad_token_id, tmp
 )
 def test_state_bytes_are_those_of_a_real_cache(overrides, dtype):
     model = tiny_model(dtype=dtype, **overrides)
-    cache = model(random_ids(3, 11), use_cache=True).past_key_values
+    cache = cache_of(model(random_ids(3, 11), use_cache=True))
     tensors = [tensor for layer in cache.layers for tensor in tree_leaves(layer.state) if tensor is not None]
     assert model.config.state_bytes(batch_size=3, dtype=dtype) == sum(tensor.nbytes for tensor in tensors)
 

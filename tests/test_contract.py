@@ -27,6 +27,7 @@ from transformers import DynamicCache, StaticCache
 import reference
 from common import CLOSE, double_model, random_ids, randomize, tiny_config, tiny_model
 from modeling_latent import LatentAttention, LatentAttentionForCausalLM
+from modeling_latent.cache_name import cache_of
 from modeling_latent.prefix_statistics import (
     BLOCK,
     EMPTY,
@@ -66,7 +67,7 @@ def step_by_step(model, input_ids, pieces, **inputs):
     for size in pieces:
         stop = start + size
         more = {name: value[:, :stop] for name, value in inputs.items()}
-        logits.append(model(input_ids[:, start:stop], past_key_values=cache, **more).logits)
+        logits.append(model(input_ids[:, start:stop], cache=cache, **more).logits)
         start = stop
     return torch.cat(logits, dim=1)
 
@@ -361,8 +362,8 @@ def test_5_the_last_packed_document_continues_from_the_cache():
     input_ids = random_ids(1, 24)
     position_ids = torch.cat([torch.arange(9), torch.arange(2), torch.arange(1)])[None]
     cache = DynamicCache(config=model.config)
-    model(input_ids[:, :12], position_ids=position_ids, past_key_values=cache)
-    rest = torch.cat([model(token, past_key_values=cache).logits for token in input_ids[:, 12:].split(1, 1)], dim=1)
+    model(input_ids[:, :12], position_ids=position_ids, cache=cache)
+    rest = torch.cat([model(token, cache=cache).logits for token in input_ids[:, 12:].split(1, 1)], dim=1)
     torch.testing.assert_close(rest, model(input_ids[:, 11:]).logits[:, 1:], **CLOSE)
 
 
@@ -377,16 +378,16 @@ def test_6_crop_gives_the_state_of_never_having_seen_the_tokens(removed, pieces,
     input_ids, mask = random_ids(2, 19), torch.ones(2, 19, dtype=torch.long)
     mask[1, :3] = 0
     cache, never = DynamicCache(config=model.config), DynamicCache(config=model.config)
-    model(input_ids[:, :7], attention_mask=mask[:, :7], past_key_values=cache)
-    model(input_ids[:, :7], attention_mask=mask[:, :7], past_key_values=never)
+    model(input_ids[:, :7], attention_mask=mask[:, :7], cache=cache)
+    model(input_ids[:, :7], attention_mask=mask[:, :7], cache=never)
     cache.activate_past_recording()
     start = 7
     for size in pieces:
-        model(input_ids[:, start : start + size], past_key_values=cache)
+        model(input_ids[:, start : start + size], cache=cache)
         start += size
     cache.crop(-removed)
     for position in range(7, 19 - removed):
-        model(input_ids[:, position : position + 1], past_key_values=never)
+        model(input_ids[:, position : position + 1], cache=never)
     assert cache.get_seq_length() == never.get_seq_length() == 19 - removed
     for mine, theirs in zip(cache.layers, never.layers, strict=True):
         for ours, expected in zip(tensors(mine.state), tensors(theirs.state), strict=True):
@@ -399,9 +400,9 @@ def test_6_crop_undoes_padding_that_came_with_the_tokens():
     mask[0, 9:11] = mask[1, 5] = 0
     cache = DynamicCache(config=model.config)
     cache.activate_past_recording()
-    model(input_ids[:, :12], attention_mask=mask[:, :12], past_key_values=cache)
+    model(input_ids[:, :12], attention_mask=mask[:, :12], cache=cache)
     cache.crop(-2)
-    logits = model(input_ids[:, 10:], attention_mask=mask, past_key_values=cache).logits
+    logits = model(input_ids[:, 10:], attention_mask=mask, cache=cache).logits
     for row in range(2):
         real = mask[row].bool()
         alone = model(input_ids[row, real][None]).logits[0, -mask[row, 10:].sum() :]
@@ -411,7 +412,7 @@ def test_6_crop_undoes_padding_that_came_with_the_tokens():
 def test_6_crop_says_what_it_cannot_do():
     model = tiny_model()
     cache = DynamicCache(config=model.config)
-    model(random_ids(1, 6), past_key_values=cache)
+    model(random_ids(1, 6), cache=cache)
     with pytest.raises(RuntimeError, match="activate_past_recording"):
         cache.crop(-1)
     with pytest.raises(ValueError, match="negative"):
@@ -463,10 +464,10 @@ def test_7_batch_operations_move_whole_rows(change, rows, overrides):
     input_ids, mask = random_ids(3, 18), torch.ones(3, 18, dtype=torch.long)
     mask[0, :2] = mask[1, :5] = 0
     cache = DynamicCache(config=model.config)
-    model(input_ids[:, :10], attention_mask=mask[:, :10], past_key_values=cache)
+    model(input_ids[:, :10], attention_mask=mask[:, :10], cache=cache)
     change(cache)
     assert cache.batch_size == len(rows)
-    rest = torch.cat([model(ids, past_key_values=cache).logits for ids in input_ids[rows, 10:].split(1, 1)], dim=1)
+    rest = torch.cat([model(ids, cache=cache).logits for ids in input_ids[rows, 10:].split(1, 1)], dim=1)
     torch.testing.assert_close(rest, model(input_ids[rows], attention_mask=mask[rows]).logits[:, 10:], **CLOSE)
 
 
@@ -476,7 +477,7 @@ def test_7_crop_does_not_go_back_behind_a_batch_operation(change, rows):
     model = double_model()
     cache = DynamicCache(config=model.config)
     cache.activate_past_recording()
-    model(random_ids(3, 10), past_key_values=cache)
+    model(random_ids(3, 10), cache=cache)
     change(cache)
     with pytest.raises(RuntimeError, match="goes back further than what was recorded"):
         cache.crop(-1)
@@ -488,7 +489,7 @@ def test_7_reset_leaves_a_cache_as_good_as_new(make):
     model = double_model()
     cache, input_ids = make(config=model.config), random_ids(2, 15)
     for _ in range(2):
-        logits = [model(ids, past_key_values=cache).logits for ids in input_ids.split([9, 1, 1, 1, 3], 1)]
+        logits = [model(ids, cache=cache).logits for ids in input_ids.split([9, 1, 1, 1, 3], 1)]
         torch.testing.assert_close(torch.cat(logits, 1), model(input_ids).logits, **CLOSE)
         cache.reset()
         assert cache.get_seq_length() == 0
@@ -507,7 +508,7 @@ def test_8_the_cache_has_the_bytes_of_the_formula_after_64_and_after_65536_token
     with torch.no_grad():
         for length in (64, 65_536 - 64):
             for piece in random_ids(2, length).split(16_384, dim=1):
-                model(piece, past_key_values=cache, logits_to_keep=1)
+                model(piece, cache=cache, logits_to_keep=1)
             leaves = [leaf for layer in cache.layers for leaf in tensors(layer.state)]
             sizes.append(sum(leaf.numel() * leaf.element_size() for leaf in leaves))
             assert all(leaf.untyped_storage().nbytes() == leaf.nbytes for leaf in leaves if leaf.ndim > 1)
@@ -529,7 +530,7 @@ def test_9_half_precision_is_close_to_float32_at_16384_tokens(dtype):
         expected = model(input_ids).logits
         outputs = model.to(dtype)(input_ids, use_cache=True)
     assert (outputs.logits.float() - expected).norm() / expected.norm() < 3e-2
-    memory = outputs.past_key_values.layers[0].state.memory
+    memory = cache_of(outputs).layers[0].state.memory
     assert memory.lse.dtype == memory.out.dtype == torch.float32
 
 

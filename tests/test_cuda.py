@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CompileConfig
 
 from common import random_ids, tiny_model
+from modeling_latent.cache_name import cache_of
 
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -59,7 +60,7 @@ def test_decoding_does_not_wait_for_the_device():
         finally:
             torch.cuda.set_sync_debug_mode("default")
         kwargs = model._update_model_kwargs_for_generation(outputs, kwargs, is_encoder_decoder=False)
-        assert outputs.past_key_values.get_seq_length() == 131 + step
+        assert cache_of(outputs).get_seq_length() == 131 + step
 
 
 def test_compiled_static_cache_generates_what_the_dynamic_one_does():

@@ -40,6 +40,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from common import CLOSE, double_model, random_ids, randomize, tiny_config, tiny_model
 from modeling_latent import LatentAttentionForCausalLM
+from modeling_latent.cache_name import CACHE_NAME, cache_of
 
 
 CHUNK, NEW = 4, 13  # NEW: three chunks and one token
@@ -72,11 +73,12 @@ def eager_model(**overrides) -> LatentAttentionForCausalLM:
     return model
 
 
-def generate(model, input_ids=None, **settings):
+def generate(model, input_ids=None, cache=None, **settings):
     """Greedy unless the settings say otherwise, and always from the same seed."""
     torch.manual_seed(0)
     defaults = {"do_sample": False, "max_new_tokens": NEW, "pad_token_id": 0}
-    return model.generate(input_ids, **{**defaults, **settings})
+    given = {} if cache is None else {CACHE_NAME: cache}
+    return model.generate(input_ids, **{**defaults, **settings, **given})
 
 
 def left_padded(lengths, seed: int = 1) -> tuple[list, dict]:
@@ -117,7 +119,7 @@ def test_decoding_with_cache_equals_decoding_without(method):
     model, (_, batch) = double_model(), left_padded([9, 6, 1])
     settings = {**batch, **METHODS[method], "return_dict_in_generate": True, "output_scores": True}
     cached, full = generate(model, **settings), generate(model, **settings, use_cache=False)
-    assert full.past_key_values is None
+    assert cache_of(full) is None
     assert torch.equal(cached.sequences, full.sequences)
     for ours, theirs in zip(cached.scores, full.scores, strict=True):
         torch.testing.assert_close(ours, theirs, **CLOSE32)
@@ -138,10 +140,10 @@ def test_several_sequences_per_prompt_are_rows_of_their_own():
 
 
 def test_a_decoding_loop_of_ones_own_gets_a_cache_that_fits():
-    def likeliest(model, input_ids, past_key_values, **kwargs):
+    def likeliest(model, input_ids, **kwargs):
         for _ in range(NEW):
-            unseen = input_ids[:, past_key_values.get_seq_length() :]
-            logits = model(unseen, past_key_values=past_key_values).logits
+            unseen = input_ids[:, kwargs[CACHE_NAME].get_seq_length() :]
+            logits = model(unseen, cache=kwargs[CACHE_NAME]).logits
             input_ids = torch.cat([input_ids, logits[:, -1:].argmax(-1)], dim=1)
         return input_ids
 
@@ -167,7 +169,7 @@ def test_dict_outputs_have_the_shapes_of_every_step(method, use_cache):
     rows = 2 * max(beams, returned)
     assert isinstance(out, GenerateDecoderOnlyOutput if beams == 1 else GenerateBeamDecoderOnlyOutput)
     assert out.sequences.shape == (2 * returned, 6 + NEW)
-    assert (out.past_key_values is not None) == use_cache
+    assert (cache_of(out) is not None) == use_cache
     for per_step in (out.scores, out.logits):
         assert [tensor.shape for tensor in per_step] == [(rows, 31)] * NEW
     tokens = [6] + [1 if use_cache else 6 + step for step in range(1, NEW)]
@@ -276,6 +278,29 @@ def test_the_last_of_packed_documents_is_continued():
     assert torch.equal(packed[:, 6:], generate(model, last))
 
 
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_a_cache_is_taken_by_either_name(name):
+    """As transformers calls it since 5.24, and before."""
+    model, prompt = double_model(), random_ids(2, 7)
+    expected = model(prompt).logits[:, 5:]
+    for step in (model, model.model):
+        cache = DynamicCache(config=model.config)
+        for piece in prompt.split([5, 1, 1], dim=1):
+            outputs = step(piece, **{name: cache})
+        assert cache_of(outputs) is cache and cache.get_seq_length() == 7
+    torch.testing.assert_close(model.lm_head(outputs.last_hidden_state), expected[:, -1:], **CLOSE)
+    inputs = model.prepare_inputs_for_generation(prompt, **{name: cache})
+    assert inputs[CACHE_NAME] is cache
+
+
+def test_two_caches_are_refused():
+    model, one, other = double_model(), *(DynamicCache(config=double_model().config) for _ in range(2))
+    assert cache_of(model(random_ids(1, 5), cache=one, past_key_values=one)) is one
+    for call in (model, model.model, model.prepare_inputs_for_generation):
+        with pytest.raises(ValueError, match="two names of the same argument"):
+            call(random_ids(1, 5), cache=one, past_key_values=other)
+
+
 def test_kwargs_of_ones_own_reach_the_forward():
     inputs = double_model().prepare_inputs_for_generation(random_ids(1, 6), some_argument="kept")
     assert inputs["some_argument"] == "kept"
@@ -316,7 +341,7 @@ def test_a_returned_cache_is_continued_as_if_all_had_been_one_prompt(lengths, ex
         turn = left_padded([max(extra - 2 * i, 1) for i in range(len(lengths))], seed=7)[1]
         mask, sequences = mask + [turn["attention_mask"]], sequences + [turn["input_ids"]]
     mask, sequences = torch.cat(mask, dim=1), torch.cat(sequences, dim=1)
-    continued = generate(model, sequences, attention_mask=mask, past_key_values=out.past_key_values)
+    continued = generate(model, sequences, attention_mask=mask, cache=cache_of(out))
     for row, real, generated in zip(sequences, mask, continued, strict=True):
         alone = row[real.bool()][None]
         expected = generate(model, alone, attention_mask=torch.ones_like(alone))
@@ -329,7 +354,7 @@ def test_only_the_new_tokens_may_be_passed_beside_the_whole_mask():
     mask = torch.nn.functional.pad(batch["attention_mask"], (0, NEW + 5), value=1)
     expected = generate(model, torch.cat([out.sequences, more], dim=1), attention_mask=mask)
     unseen = torch.cat([out.sequences[:, -1:], more], dim=1)
-    continued = generate(model, unseen, attention_mask=mask, past_key_values=out.past_key_values)
+    continued = generate(model, unseen, attention_mask=mask, cache=cache_of(out))
     assert torch.equal(continued[:, -NEW:], expected[:, -NEW:])
 
 
@@ -337,7 +362,7 @@ def test_a_cache_is_continued_from_embeddings():
     model, prompt = double_model(), random_ids(2, 6)
     out = generate(model, prompt, return_dict_in_generate=True)
     embeds = model.get_input_embeddings()(torch.cat([out.sequences, random_ids(2, 5, seed=7)], dim=1)).detach()
-    continued = generate(model, inputs_embeds=embeds, past_key_values=out.past_key_values)
+    continued = generate(model, inputs_embeds=embeds, cache=cache_of(out))
     assert torch.equal(continued, generate(model, inputs_embeds=embeds))
 
 
@@ -347,10 +372,10 @@ def test_a_continued_cache_holds_what_one_go_leaves():
     part = generate(model, **batch, return_dict_in_generate=True, max_new_tokens=NEW - 5)
     mask = torch.nn.functional.pad(batch["attention_mask"], (0, NEW - 5), value=1)
     settings = {"attention_mask": mask, "max_new_tokens": 5, "return_dict_in_generate": True}
-    rest = generate(model, part.sequences, past_key_values=part.past_key_values, **settings)
+    rest = generate(model, part.sequences, cache=cache_of(part), **settings)
     assert torch.equal(rest.sequences, whole.sequences)
-    assert rest.past_key_values.get_seq_length() == whole.past_key_values.get_seq_length() == 7 + NEW - 1
-    for ours, theirs in zip(rest.past_key_values.layers, whole.past_key_values.layers, strict=True):
+    assert cache_of(rest).get_seq_length() == cache_of(whole).get_seq_length() == 7 + NEW - 1
+    for ours, theirs in zip(cache_of(rest).layers, cache_of(whole).layers, strict=True):
         torch.testing.assert_close(tree_leaves(ours.state), tree_leaves(theirs.state), **CLOSE)
 
 
@@ -368,7 +393,7 @@ def test_a_cache_that_autocast_filled_is_continued_without_and_the_other_way_rou
             zip(input_ids.split(pieces, 1), model(input_ids).logits.split(pieces, 1), strict=True)
         ):
             with torch.autocast("cpu", torch.bfloat16, enabled=first == (index == 0 or index > 8)):
-                logits = model(piece, past_key_values=cache).logits
+                logits = model(piece, cache=cache).logits
             assert (logits - expected).norm() / expected.norm() < 0.05
 
 
@@ -388,7 +413,7 @@ def test_prefill_in_pieces_generates_the_same(prefill_chunk_size, cache_implemen
 def prefilled(model, prompt, mask=None) -> tuple[DynamicCache, dict]:
     """As a decoding loop of one's own has them after the prefill, `generate()`'s count of tokens among them."""
     cache = DynamicCache(config=model.config)
-    kwargs = {"past_key_values": cache, "attention_mask": torch.ones_like(prompt) if mask is None else mask}
+    kwargs = {CACHE_NAME: cache, "attention_mask": torch.ones_like(prompt) if mask is None else mask}
     outputs = model(**model.prepare_inputs_for_generation(prompt, is_first_iteration=True, **kwargs))
     return cache, model._update_model_kwargs_for_generation(outputs, kwargs)
 
@@ -406,11 +431,11 @@ def test_a_loop_of_ones_own_may_expand_or_crop_the_cache(change):
     else:
         cache, kwargs = DynamicCache(config=model.config), {}
         cache.activate_past_recording()
-        outputs = model(prompt, past_key_values=cache)
+        outputs = model(prompt, cache=cache)
         kwargs = model._update_model_kwargs_for_generation(outputs, {"attention_mask": torch.ones_like(prompt)})
         cache.crop(-1)
         sequence = torch.cat([prompt[:, :-1], random_ids(1, 1, seed=2)], dim=1)
-    kwargs["past_key_values"] = cache
+    kwargs[CACHE_NAME] = cache
     inputs = model.prepare_inputs_for_generation(sequence[:, -1:], next_sequence_length=1, **kwargs)
     torch.testing.assert_close(model(**inputs).logits[:, -1], model(sequence).logits[:, -1], **CLOSE)
 
@@ -439,9 +464,9 @@ def test_padding_that_the_cache_has_read_is_not_hidden_afterwards():
     assert not real[1].all()
     mask = torch.cat([torch.ones(2, 6), real, torch.ones(2, 3)], dim=1).long()
     whole = torch.cat([out.sequences, random_ids(2, 3, seed=5)], dim=1)
-    with pytest.raises(ValueError, match="`attention_mask` hides tokens that `past_key_values` has read"):
-        generate(model, whole, attention_mask=mask, past_key_values=out.past_key_values)
-    generate(model, whole, attention_mask=torch.ones_like(mask), past_key_values=out.past_key_values)
+    with pytest.raises(ValueError, match=f"`attention_mask` hides tokens that `{CACHE_NAME}` has read"):
+        generate(model, whole, attention_mask=mask, cache=cache_of(out))
+    generate(model, whole, attention_mask=torch.ones_like(mask), cache=cache_of(out))
 
 
 @pytest.mark.parametrize("start", [0, 1])
@@ -464,22 +489,23 @@ def test_training_with_gradient_checkpointing_keeps_no_cache():
     model.gradient_checkpointing_enable()
     expected = generate(model, prompt)
     model.train()
-    assert model(prompt, use_cache=True).past_key_values is None
+    assert cache_of(model(prompt, use_cache=True)) is None
     with pytest.raises(ValueError, match="gradient checkpointing, whose layers keep no cache"):
-        generate(model, prompt)
-    assert torch.equal(generate(model, prompt, use_cache=False), expected)
+        model(prompt, cache=DynamicCache(config=model.config))
+    for use_cache in (True, False):  # where there are no gradients, there are no checkpoints
+        assert torch.equal(generate(model, prompt, use_cache=use_cache), expected)
 
 
 def test_a_new_turn_alone_needs_the_mask_of_the_past():
     model = double_model()
-    cache = generate(model, random_ids(1, 6), return_dict_in_generate=True).past_key_values
+    cache = cache_of(generate(model, random_ids(1, 6), return_dict_in_generate=True))
     with pytest.raises(ValueError, match="a mask that covers the past as well"):
-        generate(model, random_ids(1, 5, seed=4), past_key_values=cache)
+        generate(model, random_ids(1, 5, seed=4), cache=cache)
 
 
 def test_assisted_generation_needs_a_cache_in_the_words_of_the_library():
     model = double_model()
-    with pytest.raises(ValueError, match="use_cache"):
+    with pytest.raises((ValueError, RuntimeError), match="(?i)assisted .* requires .*cache"):
         generate(model, random_ids(1, 6), assistant_model=double_model(), use_cache=False)
 
 
@@ -498,7 +524,7 @@ def test_continuous_batching_is_refused():
 def test_static_cache_generates_what_a_dynamic_one_does(method, dtype):
     model, (_, batch) = tiny_model(dtype=dtype), left_padded([7, 3])
     out = generate(model, **batch, **METHODS[method], cache_implementation="static", return_dict_in_generate=True)
-    assert type(out.past_key_values) is StaticCache
+    assert type(cache_of(out)) is StaticCache
     assert torch.equal(out.sequences, generate(model, **batch, **METHODS[method]))
 
 
@@ -508,14 +534,14 @@ def test_a_cache_serves_again_after_reset(make):
     cache = make(config=model.config)
     for seed, rows in ((1, 2), (2, 2), (3, 1)):  # the last of another batch size
         prompt = random_ids(rows, 6 + seed, seed=seed)
-        assert torch.equal(generate(model, prompt, past_key_values=cache), generate(model, prompt))
+        assert torch.equal(generate(model, prompt, cache=cache), generate(model, prompt))
         cache.reset()
 
 
 def test_the_length_that_a_static_cache_was_asked_for_is_no_limit():
     model, prompt = double_model(), random_ids(1, 6)
     cache = StaticCache(config=model.config, max_cache_len=2)
-    assert torch.equal(generate(model, prompt, past_key_values=cache), generate(model, prompt))
+    assert torch.equal(generate(model, prompt, cache=cache), generate(model, prompt))
 
 
 # Compiled. `backend="eager"` traces and guards like any other, and spares the minutes of code generation.
@@ -582,9 +608,9 @@ def test_a_compiled_step_finds_out_by_itself_which_rows_enter_a_chunk(compiled):
     mask = torch.nn.functional.pad(batch["attention_mask"], (0, NEW), value=1)
     expected = model(torch.cat([batch["input_ids"], more], dim=1), attention_mask=mask).logits[:, 8:]
     cache = StaticCache(config=model.config, max_cache_len=64)
-    model(**batch, past_key_values=cache)
+    model(**batch, cache=cache)
     step = torch.compile(model, backend="eager", fullgraph=True)
-    logits = [step(token, past_key_values=cache).logits for token in more.split(1, dim=1)]
+    logits = [step(token, cache=cache).logits for token in more.split(1, dim=1)]
     torch.testing.assert_close(torch.cat(logits, dim=1), expected, **CLOSE)
     assert compiled_graphs() == 1
 
@@ -649,7 +675,7 @@ def test_assisted_generation_returns_everything_as_greedy_does(helper):
         torch.testing.assert_close(assisted[name], greedy[name], **CLOSE32)
     for name in ("hidden_states", "attentions"):
         assert tree_map(torch.Tensor.size, assisted[name]) == tree_map(torch.Tensor.size, greedy[name])
-    for ours, theirs in zip(assisted.past_key_values.layers, greedy.past_key_values.layers, strict=True):
+    for ours, theirs in zip(cache_of(assisted).layers, cache_of(greedy).layers, strict=True):
         torch.testing.assert_close(tree_leaves(ours.state), tree_leaves(theirs.state), **CLOSE)
 
 
@@ -660,7 +686,7 @@ def test_the_cache_of_assisted_generation_is_continued(helper, again):
     out = generate(model, prompt, return_dict_in_generate=True, **helper_settings(model, helper, 3))
     more = torch.cat([out.sequences, random_ids(1, 5, seed=7)], dim=1)
     # Assisted generation of the library takes what the cache has not seen, and no more.
-    settings = {"attention_mask": torch.ones_like(more), "past_key_values": out.past_key_values}
+    settings = {"attention_mask": torch.ones_like(more), "cache": cache_of(out)}
     expected = generate(model, more, attention_mask=settings["attention_mask"])
     assert torch.equal(generate(model, more[:, -6:], **settings, **again)[:, -NEW:], expected[:, -NEW:])
 
@@ -693,15 +719,15 @@ def test_an_assistant_may_have_a_tokenizer_of_its_own(start):
 def test_a_crop_can_be_followed_by_one_that_goes_further_back():
     model, input_ids = double_model(), random_ids(1, 200)
     cache = DynamicCache(config=model.config)
-    model(input_ids[:, :7], past_key_values=cache)
+    model(input_ids[:, :7], cache=cache)
     cache.activate_past_recording()
     start = 7
     for size, removed in ((9, 3), (2, 5), (1, 4), (150, 1)):
-        model(input_ids[:, start : start + size], past_key_values=cache)
+        model(input_ids[:, start : start + size], cache=cache)
         cache.crop(-removed)
         start += size - removed
         state = DynamicCache(config=model.config)
-        model(input_ids[:, :start], past_key_values=state)
+        model(input_ids[:, :start], cache=state)
         for mine, whole in zip(cache.layers, state.layers, strict=True):
             for ours, theirs in zip(tree_leaves(mine.state), tree_leaves(whole.state), strict=True):
                 torch.testing.assert_close(ours, theirs, **CLOSE)
@@ -713,8 +739,8 @@ def test_a_crop_can_be_followed_by_one_that_goes_further_back():
 def test_the_cache_of_assisted_generation_stays_of_constant_size():
     model, prompt = double_model(), random_ids(1, 6)
     cache = DynamicCache(config=model.config)
-    out = generate(model, prompt, prompt_lookup_num_tokens=3, past_key_values=cache)
-    generate(model, out, past_key_values=cache)
+    out = generate(model, prompt, prompt_lookup_num_tokens=3, cache=cache)
+    generate(model, out, cache=cache)
     assert not any(layer.history for layer in cache.layers)
 
 
@@ -724,7 +750,7 @@ def test_assisted_sampling_returns_everything_for_every_token():
     assert out.sequences.shape == (1, 6 + NEW)
     for per_step in (out.scores, out.logits, out.hidden_states, out.attentions):
         assert len(per_step) == NEW
-    assert out.past_key_values.get_seq_length() == 6 + NEW - 1
+    assert cache_of(out).get_seq_length() == 6 + NEW - 1
 
 
 # Streamers and the pipeline
@@ -822,7 +848,7 @@ def test_a_decoding_step_never_waits_for_the_device(monkeypatch):
 
     model, entering = double_model().to("meta"), []
     for args, kwargs in steps[1:]:  # the prefill may look
-        for layer in kwargs["past_key_values"].layers:
+        for layer in kwargs[CACHE_NAME].layers:
             layer.state = tree_map(without_values, layer.state)
         args, kwargs = tree_map(without_values, (args, kwargs))
         inputs = model.prepare_inputs_for_generation(*args, **kwargs)
@@ -881,7 +907,7 @@ def test_caches_that_it_cannot_have_are_refused(settings, reason):
 def test_an_empty_cache_made_for_another_model_is_refused(make):
     for call in (double_model(), functools.partial(generate, double_model())):
         with pytest.raises(ValueError, match=r"Pass `DynamicCache\(config=model.config\)`"):
-            call(random_ids(1, 6), past_key_values=make())
+            call(random_ids(1, 6), cache=make())
 
 
 @pytest.mark.parametrize("tokens", [1, 6])
@@ -903,24 +929,24 @@ def test_an_empty_cache_made_for_another_model_is_refused(make):
 def test_a_cache_that_another_model_has_filled_is_refused(other, tokens):
     other = double_model(**other)
     cache = DynamicCache(config=other.config)
-    other(random_ids(1, 9), past_key_values=cache)
+    other(random_ids(1, 9), cache=cache)
     with pytest.raises(ValueError, match=r"Pass `DynamicCache\(config=model.config\)`"):
-        double_model()(random_ids(1, tokens), past_key_values=cache)
+        double_model()(random_ids(1, tokens), cache=cache)
 
 
 @pytest.mark.parametrize("make", CACHES)
 def test_a_cache_of_another_batch_size_is_refused(make):
     model = double_model()
     cache = make(config=model.config)
-    generate(model, random_ids(2, 6), past_key_values=cache)
+    generate(model, random_ids(2, 6), cache=cache)
     for tokens in (1, 6):
         with pytest.raises(ValueError, match="batch size 2 but the input of 3.*batch_repeat_interleave"):
-            model(random_ids(3, tokens), past_key_values=cache)
+            model(random_ids(3, tokens), cache=cache)
 
 
 def test_a_tuple_is_no_cache():
-    with pytest.raises(ValueError, match="`past_key_values` is a tuple of 0 layers"):
-        double_model()(random_ids(1, 6), past_key_values=())
+    with pytest.raises(ValueError, match=f"`{CACHE_NAME}` is a tuple of 0 layers"):
+        double_model()(random_ids(1, 6), cache=())
 
 
 def test_a_padded_cache_is_not_expanded_for_beams():
@@ -928,14 +954,14 @@ def test_a_padded_cache_is_not_expanded_for_beams():
     out = generate(model, **batch, return_dict_in_generate=True)
     mask = torch.nn.functional.pad(batch["attention_mask"], (0, NEW), value=1)
     with pytest.raises(ValueError, match="batch size 2 but the input of 4.*batch_repeat_interleave"):
-        generate(model, out.sequences, attention_mask=mask, past_key_values=out.past_key_values, num_beams=2)
+        generate(model, out.sequences, attention_mask=mask, cache=cache_of(out), num_beams=2)
 
 
 def test_a_prompt_without_a_token_behind_the_cache_is_refused():
     model, prompt = double_model(), random_ids(1, 6)
-    cache = model(prompt, use_cache=True).past_key_values
+    cache = cache_of(model(prompt, use_cache=True))
     with pytest.raises(ValueError, match="at least one token more"):
-        generate(model, prompt, past_key_values=cache)
+        generate(model, prompt, cache=cache)
 
 
 def test_a_cache_that_was_cropped_to_nothing_takes_another_batch_size():
@@ -943,6 +969,6 @@ def test_a_cache_that_was_cropped_to_nothing_takes_another_batch_size():
     cache = DynamicCache(config=model.config)
     cache.activate_past_recording()
     for batch in (2, 3):
-        model(random_ids(batch, 6), past_key_values=cache)
+        model(random_ids(batch, 6), cache=cache)
         assert {layer.batch_size for layer in cache.layers} == {batch}
         cache.crop(-6)

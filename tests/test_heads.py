@@ -82,7 +82,7 @@ def test_a_row_that_a_cache_continues_is_classified_as_a_whole(pieces):
     cache, stop = DynamicCache(config=model.config), 0
     for piece in input_ids.split(pieces, dim=1):
         stop += piece.shape[1]
-        logits = model(piece, mask[:, :stop], past_key_values=cache).logits
+        logits = model(piece, mask[:, :stop], cache=cache).logits
     rows = mask[:, -pieces[-1] :].any(1)  # of padding alone nothing is classified
     torch.testing.assert_close(logits[rows], model(input_ids, mask).logits[rows], atol=1e-5, rtol=0)
 

@@ -29,6 +29,7 @@ from benchmarks.quality import ablations, capacity, language_model, mqar, passke
 from benchmarks.quality.changes import CHANGES
 from benchmarks.quality.models import build, count_parameters, matched_shape, state_elements
 from common import randomize
+from modeling_latent.cache_name import cache_of
 
 
 README = Path(__file__).parents[1] / "README.md"
@@ -205,7 +206,7 @@ def test_window_alone_sees_only_the_window_and_continues_from_its_cache():
     assert not torch.allclose(model(changed).logits[:, 8], model(input_ids).logits[:, 8])
     outputs, logits = model(input_ids[:, :14], use_cache=True), []
     for step in range(14, 23):
-        outputs = model(input_ids[:, step : step + 1], past_key_values=outputs.past_key_values)
+        outputs = model(input_ids[:, step : step + 1], cache=cache_of(outputs))
         logits.append(outputs.logits)
     torch.testing.assert_close(torch.cat(logits, 1), model(input_ids).logits[:, 14:], atol=1e-5, rtol=1e-4)
 

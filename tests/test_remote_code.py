@@ -38,7 +38,7 @@ from modeling_latent import LatentAttentionConfig, LatentAttentionForCausalLM, L
 
 ROOT = Path(__file__).parents[1]
 CODE = sorted(path for path in (ROOT / "modeling_latent").glob("*.py") if path.name != "__init__.py")
-VERSIONS = ("5.17.0", "5.23.0")
+VERSIONS = ("5.17.0", "5.24.0")
 PROMPT = "w05 w09 w02 w17 w04 w08"
 
 
@@ -201,17 +201,17 @@ def exchange_caches(folder, root):
     ids = torch.arange(2, 25)[None]
     read = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     # Before the package is imported, whose cache layer then takes the place of the folder's.
-    read_caches = [read(ids[:, :9], use_cache=True).past_key_values for _ in range(2)]
+    read_caches = [read(ids[:, :9], use_cache=True)[1] for _ in range(2)]  # behind the logits, whatever its name
     sys.path.insert(0, root)
     from modeling_latent import LatentAttentionForCausalLM
 
     own = LatentAttentionForCausalLM.from_pretrained(folder, config=read.config)
-    own_cache = own(ids[:, :9], use_cache=True).past_key_values
+    own_cache = own(ids[:, :9], use_cache=True)[1]
     return {
         "copies": [type(cache.layers[0]).__module__.split(".")[0] for cache in (read_caches[0], own_cache)],
-        "own_with_read_cache": own(ids[:, 9:], past_key_values=read_caches[0]).logits.detach(),
-        "read_with_own_cache": read(ids[:, 9:], past_key_values=own_cache).logits.detach(),
-        "read_with_read_cache": read(ids[:, 9:], past_key_values=read_caches[1]).logits.detach(),
+        "own_with_read_cache": own(ids[:, 9:], cache=read_caches[0]).logits.detach(),
+        "read_with_own_cache": read(ids[:, 9:], cache=own_cache).logits.detach(),
+        "read_with_read_cache": read(ids[:, 9:], cache=read_caches[1]).logits.detach(),
     }
 
 
@@ -238,7 +238,8 @@ def generate_beside_copies(folder, other, root):
             for settings in ({}, {"num_beams": 2}, {"cache_implementation": "static"})
         ]
         answers.append(model.generate(ids[:1], assistant_model=assistant, **kwargs))
-        packages = {type(answer.past_key_values.layers[0]).__module__.rpartition(".")[0] for answer in answers}
+        caches = [answer.get("cache") or answer["past_key_values"] for answer in answers]  # by the version's name
+        packages = {type(cache.layers[0]).__module__.rpartition(".")[0] for cache in caches}
         return {"tokens": [answer.sequences for answer in answers], "packages": packages}
 
     models = [AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)]

@@ -42,6 +42,7 @@ from transformers.distributed import DistributedConfig
 
 from common import random_ids, randomize, tiny_config, tiny_model
 from modeling_latent import LatentAttention, LatentAttentionForCausalLM, LatentAttentionModel
+from modeling_latent.cache_name import CACHE_NAME, cache_of
 
 
 VOCAB = 31
@@ -315,9 +316,9 @@ def test_compiled_refuses_what_it_would_silently_read_as_one_sequence(fresh_comp
     model, input_ids = tiny_model(num_hidden_layers=1), random_ids(1, 12)
     compiled = torch.compile(model, backend="eager")
     cache = DynamicCache(config=model.config)
-    model(input_ids, past_key_values=cache)
+    model(input_ids, cache=cache)
     with pytest.raises(RuntimeError, match="`position_ids` start anew"):
-        compiled(input_ids, position_ids=torch.arange(12)[None], past_key_values=cache)
+        compiled(input_ids, position_ids=torch.arange(12)[None], cache=cache)
     with pytest.raises(RuntimeError, match="`cu_seq_lens_q` must be rising places in the row of 12 tokens"):
         compiled(input_ids, cu_seq_lens_q=torch.tensor([0, 5, 13]), use_cache=False)
 
@@ -385,9 +386,9 @@ def test_packed_documents_equal_the_documents_one_by_one(lengths, sent, is_causa
 @pytest.mark.parametrize("packed", [{"cu_seq_lens_q": torch.tensor([0, 2, 5])}, {"seq_idx": torch.ones(1, 5)}])
 def test_packed_documents_beside_a_filled_cache_are_refused(packed):
     model = tiny_model()
-    cache = model(random_ids(1, 6), use_cache=True).past_key_values
-    with pytest.raises(ValueError, match="`past_key_values` holds tokens"):
-        model(random_ids(1, 5), past_key_values=cache, **packed)
+    cache = cache_of(model(random_ids(1, 6), use_cache=True))
+    with pytest.raises(ValueError, match=f"`{CACHE_NAME}` holds tokens"):
+        model(random_ids(1, 5), cache=cache, **packed)
 
 
 # Embeddings

@@ -32,7 +32,7 @@ from transformers import (
     Qwen3NextConfig,
 )
 
-from benchmarks.peers import GatedDeltaNet, WithoutLatents, nearest_size, parameters_of
+from benchmarks.peers import GatedDeltaNet, WithoutLatents, cache_name_of, nearest_size, parameters_of
 from modeling_latent import LatentAttentionConfig, LatentAttentionForCausalLM
 
 from .changes import CHANGES
@@ -197,7 +197,6 @@ def matched_shape(model: str, shape: dict, settings: dict, parameters: int) -> d
 def state_elements(model: PreTrainedModel, length: int) -> int:
     """Numbers that the model keeps of one sequence of `length` tokens: those of its real cache, all layers."""
     input_ids = torch.zeros(1, length, dtype=torch.long, device=model.device)
-    outputs = model(input_ids, use_cache=True)
-    cache = outputs.cache_params if "cache_params" in outputs else outputs.past_key_values
+    cache = model(input_ids, use_cache=True)[cache_name_of(model)]
     kept = (leaf for layer in cache.layers for leaf in tree_leaves(vars(layer)))
     return sum(leaf.numel() for leaf in kept if isinstance(leaf, torch.Tensor) and leaf.is_floating_point())
