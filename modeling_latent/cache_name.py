@@ -18,8 +18,10 @@ A model that knew one of the two would be given the other, take it for one of th
 decode every token as if nothing had come before it. So this one takes both, and returns what the library looks for.
 """
 
+import warnings
 from dataclasses import fields
 
+import torch
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
@@ -36,6 +38,12 @@ def one_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | Non
     Raises:
         `ValueError`: for two different ones.
     """
-    if cache is not None and past_key_values is not None and cache is not past_key_values:
+    if past_key_values is None:
+        return cache
+    if cache is not None and cache is not past_key_values:
         raise ValueError("`cache` and `past_key_values` are two names of the same argument: pass one of them.")
-    return past_key_values if cache is None else cache
+    if CACHE_NAME == "cache" and not torch.compiler.is_compiling():
+        warnings.warn(
+            "`past_key_values` is deprecated: pass `cache`, its name since transformers 5.24.", FutureWarning, 3
+        )
+    return past_key_values

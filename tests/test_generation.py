@@ -278,6 +278,10 @@ def test_the_last_of_packed_documents_is_continued():
     assert torch.equal(packed[:, 6:], generate(model, last))
 
 
+old_name = pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")
+
+
+@old_name
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])
 def test_a_cache_is_taken_by_either_name(name):
     """As transformers calls it since 5.24, and before."""
@@ -293,6 +297,7 @@ def test_a_cache_is_taken_by_either_name(name):
     assert inputs[CACHE_NAME] is cache
 
 
+@old_name
 def test_two_caches_are_refused():
     model, one, other = double_model(), *(DynamicCache(config=double_model().config) for _ in range(2))
     assert cache_of(model(random_ids(1, 5), cache=one, past_key_values=one)) is one
