@@ -47,3 +47,17 @@ def one_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | Non
             "`past_key_values` is deprecated: pass `cache`, its name since transformers 5.24.", FutureWarning, 3
         )
     return past_key_values
+
+
+def refuse_other_names(arguments: dict) -> None:
+    """
+    Of all that a forward passes on without looking.
+
+    Raises:
+        `ValueError`: for a cache among it, under a name that no version has given it yet.
+    """
+    for name, value in arguments.items():
+        if isinstance(value, Cache):
+            raise ValueError(
+                f"`{name}` is a cache, but its name is `{CACHE_NAME}`: under another it would be ignored."
+            )

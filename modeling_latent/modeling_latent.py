@@ -65,7 +65,7 @@ from .attention_maps import (
     what_to_record,
 )
 from .cache_latent import LatentState
-from .cache_name import CACHE_NAME, cache_of, one_cache
+from .cache_name import CACHE_NAME, cache_of, one_cache, refuse_other_names
 from .chunk_layout import ChunkLayout, bidirectional_layout, grid_layout, step_layout
 from .configuration_latent import LatentAttentionConfig
 from .latent_attention import LatentAttention, init_weights
@@ -230,15 +230,16 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
             past_key_values: the same as `cache`, by its name before transformers 5.24.
 
         Raises:
-            `ValueError`: for a mask that is not 2-D, a cache that does not belong to this model and batch, packed
-                sequences beside a cache with tokens or in several rows with `cu_seq_lens_q`, and for embeddings
-                beside ids.
+            `ValueError`: for a mask that is not 2-D, a cache that does not belong to this model and batch, two of them
+                or one by another name, packed sequences beside a cache with tokens or in several rows with
+                `cu_seq_lens_q`, and for embeddings beside ids.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         cache = one_cache(cache, past_key_values)
+        refuse_other_names(kwargs)
         checkpointing = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         check_inputs(inputs_embeds, cache, checkpointing)
         if use_cache and self.config.is_causal and not checkpointing and cache is None:

@@ -297,6 +297,12 @@ def test_a_cache_is_taken_by_either_name(name):
     assert inputs[CACHE_NAME] is cache
 
 
+def test_a_cache_by_a_third_name_is_not_ignored():
+    model = double_model()
+    with pytest.raises(ValueError, match="`cache_params` is a cache, but its name is"):
+        model(random_ids(1, 5), cache_params=DynamicCache(config=model.config))
+
+
 @old_name
 def test_two_caches_are_refused():
     model, one, other = double_model(), *(DynamicCache(config=double_model().config) for _ in range(2))
