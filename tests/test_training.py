@@ -791,3 +791,26 @@ def test_rows_are_not_taken_for_latents():
     model = two_adapters(target_modules=["q_proj"])
     with pytest.raises(ValueError, match="Length of `adapter_names` should be the same as the number of inputs"):
         model(input_ids=random_ids(model.config.num_latents, LENGTH), adapter_names=["one", "two", "one"])
+
+
+@pytest.mark.filterwarnings("ignore")  # of peft, which asks by old names
+def test_a_tuned_prompt_stands_in_front_of_the_text_and_learns():
+    settings = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=6)
+    model = peft.get_peft_model(tiny_model(), settings).eval()
+    model.prompt_encoder["default"].embedding.weight.data.normal_(generator=torch.Generator().manual_seed(0))
+    base, input_ids = model.get_base_model(), random_ids(2, LENGTH)
+
+    def behind_the_prompt(input_ids: torch.Tensor) -> torch.Tensor:
+        inputs_embeds = torch.cat([model.get_prompt(2), base.get_input_embeddings()(input_ids)], dim=1)
+        return base(inputs_embeds=inputs_embeds).logits[:, 6:]
+
+    outputs = model(input_ids=input_ids, labels=input_ids)
+    close(outputs.logits[:, 6:], behind_the_prompt(input_ids), atol=1e-6)
+    outputs.loss.backward()
+    assert model.prompt_encoder["default"].embedding.weight.grad.abs().sum(1).min() > 0
+    # Without a cache: with one, peft 0.21 inserts the prompt before every token if transformers is 5.24.
+    kwargs = {"attention_mask": torch.ones_like(input_ids), "max_new_tokens": 9, "use_cache": False}
+    expected = input_ids
+    for _ in range(9):
+        expected = torch.cat([expected, behind_the_prompt(expected)[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(model.generate(input_ids=input_ids, do_sample=False, **kwargs), expected)
