@@ -14,8 +14,8 @@
 """
 What the library calls the cache: `cache` since transformers 5.24, `past_key_values` before.
 
-A model that knew one of the two would be given the other, take it for one of the many arguments that it passes on, and
-decode every token as if nothing had come before it. So this one takes both, and returns what the library looks for.
+A forward that knew one of the two would take the other for one of the many arguments that it only passes on, and read
+its tokens as if nothing had come before them. So it takes both, and returns what the library looks for.
 """
 
 import warnings
