@@ -15,6 +15,7 @@
 
 import json
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from types import SimpleNamespace
@@ -414,9 +415,16 @@ def test_the_reduced_form_is_named_and_its_points_can_be_built():
     for module in (mqar, passkey, language_model):
         for point in module.points(module.FORMS["reduced"]):
             assert count_parameters(point["model"], point["shape"], point["settings"]) > 1000
-    for task in ablations.TASKS:
-        for point in ablations.points(ablations.FORMS["reduced"], task):
+    for form, task in product(("reduced", "levers"), ablations.TASKS):
+        for point in ablations.points(ablations.FORMS[form], task):
             assert count_parameters(point["model"], point["shape"], point["settings"]) > 1000
+
+
+def test_every_variant_of_the_ablations_has_its_form():
+    """A new row of the full form is a part, a lever, or left out of both smaller forms."""
+    parts, levers, left_out = map(set, (ablations.PARTS, ablations.LEVERS, ablations.LEFT_OUT))
+    assert parts | levers | left_out == set(ablations.VARIANTS)
+    assert parts & levers == {"base"} and not left_out & (parts | levers)
 
 
 def test_what_is_reduced_is_listed():
@@ -548,16 +556,20 @@ def small_sentences() -> dict[Path, list[str]]:
 
 
 def ablation_sentences() -> dict[Path, list[str]]:
-    points = [point for point in result_of("ablations_reduced")["points"] if point[0]["task"] == "language_model"]
-    loss = {point[0]["variant"]: mean(unit["loss_in_training_length"] for unit in point) for point in points}
+    loss = {
+        (form, point[0]["variant"]): mean(unit["loss_in_training_length"] for unit in point)
+        for form in ("reduced", "levers")
+        for point in result_of(f"ablations_{form}")["points"]
+        if point[0]["task"] == "language_model"
+    }
 
-    def cost(variant: str) -> str:
-        return f"{loss[variant] - loss['base']:.2f}"
+    def cost(variant: str, form: str = "reduced") -> str:
+        return f"{loss[form, variant] - loss[form, 'base']:.2f}"
 
     of_architecture = [
         f"Without the one in front of the MLP the loss of a language model is {cost('no convolution before the MLP')} "
         f"nats higher after a short training; only the start is worth more "
-        f"({cost('start: all at 0.02, as in transformers')} with 0.02 for everything)",
+        f"({cost('start: all at 0.02, as in transformers', 'levers')} with 0.02 for everything)",
     ]
     of_quality = [
         f"Convolutions over 2 tokens for 4 learn recall sooner and cost the language model "

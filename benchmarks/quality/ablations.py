@@ -13,11 +13,12 @@
 # limitations under the License.
 """What each part of latent attention is worth: recall and language modelling without it, and the time of a step.
 
-    python -m benchmarks.quality.ablations                           # reduced, for two CPU cores
+    python -m benchmarks.quality.ablations                           # reduced, for two CPU cores: the parts
+    python -m benchmarks.quality.ablations --form levers             # what else might help, as small
     python -m benchmarks.quality.ablations --form full --minutes 9   # one GPU; again until it is finished
 
-One part differs from the base in each row; the base is as the ready-made configurations. The last rows change only how
-weights are drawn at the start (`models.redraw`).
+One part differs from the base in each row; the base is as the ready-made configurations. A start changes only how
+weights are drawn (`models.redraw`).
 """
 
 from . import figures, language_model, mqar
@@ -47,10 +48,20 @@ VARIANTS = {
     "latents learn 10 times as fast": {"latents_rate": 10.0},
     **{change: {"change": change} for change in CHANGES},
 }
-# Slow, in other rows in part, or already in NOTES.md.
-NOT_REDUCED = ("twice the latents", "four times the latents", "chunks half as long", "no convolution")
-NOT_REDUCED += ("start: content at 0.02", "start: branches as large as in GPT-2")
+# Two forms of one size: what the parts are worth, and what else might help. The rest takes long or is in NOTES.md.
+PARTS = ("base", "a quarter of the latents", "chunks twice as long", "no local attention")
+PARTS += ("no convolution before the MLP", "no convolution before the memory", "convolutions of 2 tokens")
+PARTS += ("no refinement", "latents in every second layer", "local attention in the own chunk only")
+LEFT_OUT = ("twice the latents", "four times the latents", "chunks half as long", "no convolution")
+LEFT_OUT += ("start: content at 0.02", "start: branches as large as in GPT-2")
+LEVERS = ("base", *(variant for variant in VARIANTS if variant not in PARTS + LEFT_OUT))
 TASKS = {"mqar": mqar, "language_model": language_model}
+REDUCED = {
+    "mqar": {**mqar.FORMS["reduced"], "vocab_size": 64, "examples": 8_192, "batch_size": 32},
+    "mqar_base": {"num_latents": 16, "chunk_size": 8},
+    "language_model": {**language_model.FORMS["reduced"], "layers": 2, "steps": 100},
+    "language_model_base": {"num_latents": 16, "chunk_size": 32},
+}
 FORMS = {
     "full": {
         "mqar": {**mqar.FORMS["full"], "lengths_and_pairs": [(128, 8)], "widths": [64], "learning_rates": (2.2e-3,)},
@@ -59,13 +70,8 @@ FORMS = {
         "language_model_base": {"num_latents": 128, "chunk_size": 128},
         "variants": list(VARIANTS),
     },
-    "reduced": {
-        "mqar": {**mqar.FORMS["reduced"], "vocab_size": 64, "examples": 8_192, "batch_size": 32},
-        "mqar_base": {"num_latents": 16, "chunk_size": 8},
-        "language_model": {**language_model.FORMS["reduced"], "layers": 2, "steps": 100},
-        "language_model_base": {"num_latents": 16, "chunk_size": 32},
-        "variants": [variant for variant in VARIANTS if variant not in NOT_REDUCED],
-    },
+    "reduced": {**REDUCED, "variants": PARTS},
+    "levers": {**REDUCED, "variants": LEVERS},
     "smoke": {
         "mqar": mqar.FORMS["smoke"],
         "mqar_base": {"num_latents": 4, "chunk_size": 8},
