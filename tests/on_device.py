@@ -1,0 +1,192 @@
+# Copyright 2026 The Latent Attention Authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""On a device that is not the CPU, everything is computed there and equals what the CPU computes.
+
+`test_device.py` runs this in a process of its own. It finds what only a GPU would find otherwise: a tensor that was
+made on the CPU. Kernels, precision and speed are left to `test_cuda.py`.
+"""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    LlamaConfig,
+)
+
+from benchmarks import speed
+from benchmarks.peers import FULL, OURS
+from benchmarks.quality import ablations, capacity, language_model, mqar, passkey
+from benchmarks.quality.training import Job
+from common import random_ids, randomize, tiny_config, tiny_model
+from modeling_latent.cache_name import CACHE_NAME, cache_of
+from standin_device import NAME
+
+
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}  # the same operators in the same order, in float32
+
+
+def move(value):
+    return value.to(NAME) if isinstance(value, torch.Tensor) else value
+
+
+def on_both(model, **inputs) -> list:
+    """Results of a forward on the CPU and, back from it, on the device."""
+    there = deepcopy(model).to(NAME)(**{name: move(value) for name, value in inputs.items()})
+    return [model(**inputs), there]
+
+
+def test_the_device_refuses_what_a_gpu_refuses():
+    ours = torch.ones(3, device=NAME)
+    assert ours.device.type == NAME and (ours + 1).sum().item() == 6
+    with pytest.raises(RuntimeError, match="two devices"):
+        ours + torch.ones(3)
+    with pytest.raises(RuntimeError, match="two devices"):
+        tiny_model().to(NAME)(random_ids(2, 9))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("sizes", [{}, {"local_attention": False}, {"is_causal": False}, {"conv_kernel_size": 0}])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_training(attention, sizes, checkpointing):
+    model, input_ids = tiny_model(**sizes).train(), random_ids(2, 11)
+    model.set_attn_implementation(attention)
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    there = deepcopy(model).to(NAME)
+    model(input_ids, labels=input_ids).loss.backward()
+    there(move(input_ids), labels=move(input_ids)).loss.backward()
+    for ours, theirs in zip(there.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad.cpu(), theirs.grad, **CLOSE)
+
+
+INPUTS = {
+    "left padding": {"attention_mask": torch.arange(11)[None] >= torch.tensor([[0], [5]])},
+    "right padding": {"attention_mask": torch.arange(11)[None] < torch.tensor([[11], [6]])},
+    "position_ids": {"position_ids": torch.cat([torch.arange(6), torch.arange(5)]).expand(2, -1)},
+    "cu_seq_lens_q": {"cu_seq_lens_q": torch.tensor([0, 6, 11], dtype=torch.int32)},
+    "seq_idx": {"seq_idx": torch.tensor([[0] * 6 + [1] * 5], dtype=torch.int32)},
+}
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("inputs", INPUTS.values(), ids=INPUTS)
+def test_padding_and_packing(is_causal, inputs):
+    rows = 1 if {"cu_seq_lens_q", "seq_idx"} & set(inputs) else 2
+    expected, ours = on_both(tiny_model(is_causal=is_causal), input_ids=random_ids(rows, 11), **inputs)
+    torch.testing.assert_close(ours.logits.cpu(), expected.logits, **CLOSE)
+
+
+GENERATION = {
+    "greedy": {},
+    "without a cache": {"use_cache": False},
+    "sampling": {"do_sample": True, "top_k": 5},
+    "beam search": {"num_beams": 3, "num_return_sequences": 2},
+    "static cache": {"cache_implementation": "static"},
+    "prefill in pieces": {"prefill_chunk_size": 3},
+    "prompt lookup": {"prompt_lookup_num_tokens": 2},
+}
+
+
+@pytest.mark.parametrize("settings", GENERATION.values(), ids=GENERATION)
+def test_generation(settings):
+    """Of a padded batch, where the method takes one."""
+    rows = 1 if "prompt_lookup_num_tokens" in settings else 2
+    mask = (torch.arange(7)[None] >= torch.tensor([[0], [3]]))[:rows].long()
+    inputs = {"input_ids": random_ids(2, 7)[:rows] * mask, "attention_mask": mask}
+    sequences = []
+    for model in (tiny_model(), tiny_model().to(NAME)):
+        torch.manual_seed(0)
+        here = {name: value.to(model.device) for name, value in inputs.items()}
+        given = {"do_sample": False, "max_new_tokens": 9, "pad_token_id": 0, **settings}
+        sequences.append(model.generate(**here, **given).cpu())
+    assert torch.equal(*sequences)
+
+
+def test_assisted_generation_and_a_continued_cache():
+    model, prompt = tiny_model().to(NAME), move(random_ids(1, 6))
+    settings = {"do_sample": False, "pad_token_id": 0, "return_dict_in_generate": True}
+    first = model.generate(prompt, assistant_model=tiny_model(seed=3).to(NAME), max_new_tokens=9, **settings)
+    then = model.generate(first.sequences, max_new_tokens=5, **{**settings, CACHE_NAME: cache_of(first)})
+    expected = tiny_model().generate(prompt.cpu(), max_new_tokens=14, **settings)
+    assert torch.equal(then.sequences.cpu(), expected.sequences)
+
+
+@pytest.mark.parametrize(
+    ("head", "labels"),
+    [
+        (AutoModelForSequenceClassification, {"labels": torch.tensor([0, 1])}),
+        (AutoModelForTokenClassification, {"labels": torch.arange(18).view(2, 9) % 2}),
+        (
+            AutoModelForQuestionAnswering,
+            {"start_positions": torch.tensor([1, 2]), "end_positions": torch.tensor([3, 8])},
+        ),
+        (AutoModelForMaskedLM, {"labels": random_ids(2, 9)}),
+    ],
+)
+def test_heads(head, labels):
+    model = randomize(head.from_config(tiny_config(is_causal=False, pad_token_id=0))).eval()
+    mask = torch.arange(9)[None] < torch.tensor([[9], [5]])
+    expected, ours = on_both(model, input_ids=random_ids(2, 9) * mask, attention_mask=mask, **labels)
+    torch.testing.assert_close(ours.loss.cpu(), expected.loss, **CLOSE)
+
+
+def test_attention_maps():
+    model = tiny_model()
+    model.set_attn_implementation("eager")
+    expected, ours = on_both(model, input_ids=random_ids(2, 11), output_attentions=True)
+    for layer, there in zip(expected.attentions, ours.attentions, strict=True):
+        for name, value in vars(layer).items():
+            torch.testing.assert_close(getattr(there, name).cpu(), value, **CLOSE)
+
+
+@pytest.mark.parametrize("table", [mqar, passkey, language_model, capacity])
+def test_benchmarks_of_quality(table, tmp_path):
+    for point in table.points(table.FORMS["smoke"]):
+        job = Job(NAME, float("inf"), tmp_path / "unit.pt")
+        assert table.run_unit({**point, "seed": 0, "learning_rate": 1e-3}, job)["trained_steps"] > 0
+
+
+@pytest.mark.parametrize("task", ablations.TASKS)
+def test_benchmarks_of_every_variant(task, tmp_path):
+    """One step of each."""
+    one_step = {"mqar": {"examples": 16, "passes": 1, "test_examples": 4}, "language_model": {"steps": 1}}[task]
+    form = ablations.FORMS["smoke"]
+    for point in ablations.points(
+        {**form, task: {**form[task], **one_step}, "variants": list(ablations.VARIANTS)}, task
+    ):
+        job = Job(NAME, float("inf"), tmp_path / "unit.pt")
+        assert ablations.run_unit({**point, "seed": 0, "learning_rate": 1e-3}, job)["trained_steps"] == 1
+
+
+def test_benchmarks_of_speed():
+    sizes = {"vocab_size": 31, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 4}
+    configs = {OURS: tiny_config(), FULL: LlamaConfig(**sizes, num_hidden_layers=2)}
+    bench = speed.Bench(configs, NAME, seconds=0, limit=60, result={})
+    speed.prefill(bench, (8, 16))
+    speed.prefill_growth(bench, (8, 16))
+    speed.training(bench, (8,))
+    speed.decode(bench, (8, 40))
+    speed.decode_growth(bench, (8, 40))
+    speed.decode_throughput(bench, 8, batches=(4, 2))
+    speed.limits(bench, length=8, context=8, matmul_size=8, copied=64)
+    speed.attention_kernels(bench, (8,), names=(OURS, FULL))
+    for name, config in configs.items():
+        assert speed.training_peak(name, config, NAME, torch.float32, 8)["seconds"] > 0
+    assert speed.read_and_decode(configs[OURS], NAME, torch.float32, tokens=30, piece=8, batch=2)["tokens"] == 30
+    assert all(model in bench.result[measure] for measure in ("prefill", "training", "decode") for model in configs)

@@ -1,0 +1,25 @@
+# Copyright 2026 The Latent Attention Authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Everything runs on a device that is not the CPU: `on_device.py`, in a process of its own for the stand-in."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_everything_runs_on_another_device():
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "on_device.py"]
+    result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "skipped" not in result.stdout
