@@ -21,19 +21,20 @@ from copy import deepcopy
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 from transformers import (
     AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
-    LlamaConfig,
 )
 
 from benchmarks import speed
-from benchmarks.peers import FULL, OURS
+from benchmarks.peers import FULL, OURS, PEERS, equal_config
 from benchmarks.quality import ablations, capacity, language_model, mqar, passkey
 from benchmarks.quality.training import Job
 from common import random_ids, randomize, tiny_config, tiny_model
+from modeling_latent.attention_maps import MAPS
 from modeling_latent.cache_name import CACHE_NAME, cache_of
 from standin_device import NAME
 
@@ -46,7 +47,7 @@ def move(value):
 
 
 def on_both(model, **inputs) -> list:
-    """Results of a forward on the CPU and, back from it, on the device."""
+    """Outputs of a forward on the CPU, and of the same on the device, where they stay."""
     there = deepcopy(model).to(NAME)(**{name: move(value) for name, value in inputs.items()})
     return [model(**inputs), there]
 
@@ -149,10 +150,10 @@ def test_heads(head, labels):
 def test_attention_maps():
     model = tiny_model()
     model.set_attn_implementation("eager")
-    expected, ours = on_both(model, input_ids=random_ids(2, 11), output_attentions=True)
-    for layer, there in zip(expected.attentions, ours.attentions, strict=True):
-        for name, value in vars(layer).items():
-            torch.testing.assert_close(getattr(there, name).cpu(), value, **CLOSE)
+    expected, ours = on_both(model, input_ids=random_ids(2, 11), output_attentions=True, use_cache=False)
+    assert set(MAPS) <= expected.keys()
+    for there, here in zip(tree_leaves(dict(ours)), tree_leaves(dict(expected)), strict=True):
+        torch.testing.assert_close(there.cpu(), here, **CLOSE)
 
 
 @pytest.mark.parametrize("table", [mqar, passkey, language_model, capacity])
@@ -166,27 +167,26 @@ def test_benchmarks_of_quality(table, tmp_path):
 def test_benchmarks_of_every_variant(task, tmp_path):
     """One step of each."""
     one_step = {"mqar": {"examples": 16, "passes": 1, "test_examples": 4}, "language_model": {"steps": 1}}[task]
-    form = ablations.FORMS["smoke"]
-    for point in ablations.points(
-        {**form, task: {**form[task], **one_step}, "variants": list(ablations.VARIANTS)}, task
-    ):
+    smoke = ablations.FORMS["smoke"]
+    form = {**smoke, task: {**smoke[task], **one_step}, "variants": list(ablations.VARIANTS)}
+    for point in ablations.points(form, task):
         job = Job(NAME, float("inf"), tmp_path / "unit.pt")
         assert ablations.run_unit({**point, "seed": 0, "learning_rate": 1e-3}, job)["trained_steps"] == 1
 
 
 def test_benchmarks_of_speed():
-    sizes = {"vocab_size": 31, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 4}
-    configs = {OURS: tiny_config(), FULL: LlamaConfig(**sizes, num_hidden_layers=2)}
+    ours = tiny_config(bos_token_id=None, eos_token_id=None)
+    configs = {OURS: ours} | {name: equal_config(name, ours) for name in PEERS}
     bench = speed.Bench(configs, NAME, seconds=0, limit=60, result={})
-    speed.prefill(bench, (8, 16))
+    speed.prefill(bench, (8, 16), few=(8,))
     speed.prefill_growth(bench, (8, 16))
-    speed.training(bench, (8,))
-    speed.decode(bench, (8, 40))
+    speed.training(bench, (8,), few=(8,))
+    speed.decode(bench, (8, 40), few=(8,))
     speed.decode_growth(bench, (8, 40))
     speed.decode_throughput(bench, 8, batches=(4, 2))
     speed.limits(bench, length=8, context=8, matmul_size=8, copied=64)
     speed.attention_kernels(bench, (8,), names=(OURS, FULL))
-    for name, config in configs.items():
-        assert speed.training_peak(name, config, NAME, torch.float32, 8)["seconds"] > 0
-    assert speed.read_and_decode(configs[OURS], NAME, torch.float32, tokens=30, piece=8, batch=2)["tokens"] == 30
+    for name in (OURS, FULL):
+        assert speed.training_peak(name, configs[name], NAME, torch.float32, 8)["seconds"] > 0
+    assert speed.read_and_decode(ours, NAME, torch.float32, tokens=30, piece=8, batch=2)["tokens"] == 30
     assert all(model in bench.result[measure] for measure in ("prefill", "training", "decode") for model in configs)
