@@ -1,0 +1,106 @@
+# Copyright 2026 The Latent Attention Authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Give a trained Llama a memory of fixed size: its weights, with local for full attention, and latents beside it.
+
+    python examples/from_llama.py HuggingFaceTB/SmolLM2-135M --output_dir out/converted
+    python examples/train.py --model out/converted --output_dir out/tuned --block_size 2048
+
+What tokens read from the latents starts at zero, so the converted model is exactly the Llama as long as the window
+holds all tokens: in the first two chunks. Behind them it is a Llama that no longer sees what has left the window, with
+a higher loss. Train it on rows of many chunks: there it learns to do without, and the latents learn what to keep.
+"""
+
+import argparse
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedModel
+
+from modeling_latent import LatentAttentionConfig, LatentAttentionForCausalLM
+
+
+SHARED_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "attention_bias",
+    "attention_dropout",
+    "rope_parameters",
+    "initializer_range",
+    "tie_word_embeddings",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+)
+NEW_NAMES = {"self_attn": "local_attention", "input_layernorm": "local_norm", "post_attention_layernorm": "mlp_norm"}
+
+
+def convert(llama: PreTrainedModel, num_latents: int, chunk_size: int) -> LatentAttentionForCausalLM:
+    """
+    The `llama`'s weights in a model with latents, which are drawn at random and read with zeros at first; there is no
+    convolution in front of the MLP, whose weights were trained without.
+
+    Raises:
+        `ValueError`: for a model of another class, and for weights that have no place here, such as the biases of
+            `o_proj` and of the MLP.
+    """
+    if not isinstance(llama, LlamaForCausalLM):
+        raise ValueError(
+            f"The model is a {type(llama).__name__} but must be a LlamaForCausalLM: others differ in more than names."
+        )
+    config = LatentAttentionConfig(
+        **{name: getattr(llama.config, name) for name in SHARED_FIELDS},
+        norm_type="rms_norm",
+        norm_eps=llama.config.rms_norm_eps,
+        num_latents=num_latents,
+        chunk_size=chunk_size,
+        mlp_conv_kernel_size=0,
+    )
+    model = LatentAttentionForCausalLM(config).to(llama.dtype)
+    homeless = model.load_state_dict(renamed(llama.state_dict()), strict=False).unexpected_keys
+    if homeless:
+        raise ValueError(f"The Llama has weights that have no place in latent attention: {', '.join(homeless)}.")
+    for layer in model.model.layers:
+        torch.nn.init.zeros_(layer.latent_attention.latent_to_input.o_proj.weight)
+    model.generation_config = llama.generation_config
+    return model
+
+
+def renamed(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {".".join(NEW_NAMES.get(part, part) for part in name.split(".")): weights[name] for name in weights}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="the Llama, with its tokenizer: a folder, or an id of the Hub")
+    parser.add_argument("--output_dir", required=True, help="folder for the converted model and the tokenizer")
+    parser.add_argument("--num_latents", type=int, default=64, help="latents per layer, 64 if not given")
+    parser.add_argument("--chunk_size", type=int, default=256, help="tokens per chunk, 256 if not given")
+    args = parser.parse_args(argv)
+    # In float32, whatever its weights are stored in: what is converted has to be trained.
+    llama = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
+    model = convert(llama, args.num_latents, args.chunk_size)
+    model.save_pretrained(args.output_dir)
+    AutoTokenizer.from_pretrained(args.model).save_pretrained(args.output_dir)
+    memory = sum(weight.numel() for name, weight in model.named_parameters() if "latent_attention" in name)
+    print(f"{args.output_dir}: {model.num_parameters():,} parameters, of which {memory:,} are new")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+# Copyright 2026 The Latent Attention Authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A Llama's weights in latent attention: the same numbers in the window, and a memory that can be learned."""
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+import from_llama
+import train
+from common import random_ids, randomize
+from test_heads import word_tokenizer
+
+
+CHUNK = 4
+CLOSE = {"atol": 1e-5, "rtol": 0}  # Llama's norms and angles are float32 in a float64 model, too
+
+
+def tiny_llama(**overrides) -> LlamaForCausalLM:
+    settings = {
+        "vocab_size": 31,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 6,
+        "hidden_act": "gelu",
+        "rms_norm_eps": 1e-3,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
+    }
+    llama = LlamaForCausalLM(LlamaConfig(**{**settings, **overrides}))
+    return randomize(llama).double().eval()
+
+
+def window_mask(length: int) -> torch.Tensor:
+    """`(1, 1, T, T)`, additive: what is visible when a token sees its own chunk up to itself, and the one before."""
+    token = torch.arange(length)
+    back = token[:, None] // CHUNK - token // CHUNK
+    visible = (token <= token[:, None]) & (back <= 1)
+    return torch.zeros(1, 1, length, length, dtype=torch.double).masked_fill(~visible, -torch.inf)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_it_is_the_llama_whose_attention_sees_only_the_window(tied):
+    llama = tiny_llama(tie_word_embeddings=tied)
+    model = from_llama.convert(llama, num_latents=3, chunk_size=CHUNK).eval()
+    input_ids = random_ids(2, 5 * CHUNK + 3)
+    with torch.no_grad():
+        logits, full = model(input_ids).logits, llama(input_ids).logits
+        windowed = llama(input_ids, attention_mask=window_mask(input_ids.shape[1])).logits
+    torch.testing.assert_close(logits, windowed, **CLOSE)
+    torch.testing.assert_close(logits[:, : 2 * CHUNK], full[:, : 2 * CHUNK], **CLOSE)
+    assert (logits - full)[:, 2 * CHUNK :].abs().amax(-1).min() > 1e-3
+
+
+def test_all_of_the_memory_learns():
+    """The readout starts at zero: in the first step it alone gets gradients, from the second step on all."""
+    model = from_llama.convert(tiny_llama(), num_latents=3, chunk_size=CHUNK).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    input_ids = random_ids(2, 5 * CHUNK)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(input_ids, labels=input_ids).loss.backward()
+        optimizer.step()
+    silent = [name for name, weight in model.named_parameters() if not weight.grad.abs().sum() > 0]
+    assert silent == []
+
+
+def test_an_adapter_can_hold_the_memory_and_leave_the_llama_alone(tmp_path):
+    config = LoraConfig(target_modules=r".*local_attention\.[qkvo]_proj", modules_to_save=["latent_attention"])
+    llama, input_ids = tiny_llama().float(), random_ids(2, 5 * CHUNK)
+    model = get_peft_model(from_llama.convert(llama, num_latents=3, chunk_size=CHUNK), config)
+    before = model(input_ids).logits.detach()
+    optimizer = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(input_ids, labels=input_ids).loss.backward()
+        optimizer.step()
+    model.save_pretrained(tmp_path)
+    logits = model.eval()(input_ids).logits
+    assert (logits - before).abs().max() > 1e-2
+    fresh = from_llama.convert(llama, num_latents=3, chunk_size=CHUNK)
+    torch.testing.assert_close(PeftModel.from_pretrained(fresh, tmp_path).eval()(input_ids).logits, logits, **CLOSE)
+
+
+def test_the_saved_model_generates_what_the_llama_does_and_can_be_trained(tmp_path):
+    tokenizer = word_tokenizer()
+    tokenizer.eos_token = "found"
+    llama = tiny_llama(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id).to(torch.bfloat16)
+    llama.generation_config.update(repetition_penalty=1.3, eos_token_id=[tokenizer.eos_token_id, 2])
+    folders = [str(tmp_path / name) for name in ("llama", "converted", "tuned")]
+    for part in (llama, tokenizer):
+        part.save_pretrained(folders[0])
+    from_llama.main([folders[0], "--output_dir", folders[1], "--num_latents", "3", "--chunk_size", "16"])
+    model = AutoModelForCausalLM.from_pretrained(folders[1], trust_remote_code=True)
+    assert model.dtype == torch.float32
+    assert model.generation_config.repetition_penalty == 1.3
+    assert model.generation_config.eos_token_id == [tokenizer.eos_token_id, 2]
+    assert AutoTokenizer.from_pretrained(folders[1])("the token").input_ids == tokenizer("the token").input_ids
+    prompt = random_ids(2, 8, vocab_size=len(tokenizer))
+    settings = {"max_new_tokens": 20, "min_new_tokens": 20, "pad_token_id": 0}
+    expected = llama.float().generate(prompt, **settings)
+    assert torch.equal(model.generate(prompt, **settings), expected)
+
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for name in ("a.txt", "b.txt"):
+        (texts / name).write_text("the latent reads every token\n" * 200, encoding="utf-8")
+    flags = ["--max_steps", "2", "--block_size", "64", "--report_to", "none", "--use_cpu"]
+    train.main(["--model", folders[1], "--output_dir", folders[2], "--dataset", str(texts), *flags])
+    tuned = AutoModelForCausalLM.from_pretrained(folders[2])
+    assert tuned.model.layers[0].latent_attention.latent_to_input.o_proj.weight.abs().max() > 0
+
+
+def test_what_does_not_fit_is_refused():
+    sizes = {"num_latents": 3, "chunk_size": CHUNK}
+    for field, weights in {"attention_bias": "local_attention.o_proj.bias", "mlp_bias": "mlp.up_proj.bias"}.items():
+        with pytest.raises(ValueError, match=rf"weights that have no place in latent attention: .*{weights}"):
+            from_llama.convert(tiny_llama(**{field: True}), **sizes)
+    other = GPTNeoXForCausalLM(
+        GPTNeoXConfig(vocab_size=31, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    )
+    with pytest.raises(ValueError, match="is a GPTNeoXForCausalLM but must be a LlamaForCausalLM"):
+        from_llama.convert(other, **sizes)
+    scaled = tiny_llama(rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 100.0})
+    with pytest.raises(ValueError, match="`rope_parameters` is .* must be"):
+        from_llama.convert(scaled, **sizes)
