@@ -15,7 +15,7 @@
 Give a trained Llama a memory of fixed size: its weights, with local for full attention, and latents beside it.
 
     python examples/from_llama.py HuggingFaceTB/SmolLM2-135M --output_dir out/converted
-    python examples/train.py --model out/converted --output_dir out/tuned --block_size 2048
+    python examples/train.py --model out/converted --output_dir out/tuned --block_size 2048 --learning_rate 1e-4
 
 What tokens read from the latents starts at zero, so the converted model is exactly the Llama as long as the window
 holds all tokens: in the first two chunks. Behind them it is a Llama that no longer sees what has left the window, with
