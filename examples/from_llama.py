@@ -25,7 +25,7 @@ a higher loss. Train it on rows of many chunks: there it learns to do without, a
 import argparse
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedModel, set_seed
 
 from modeling_latent import LatentAttentionConfig, LatentAttentionForCausalLM
 
@@ -93,6 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--num_latents", type=int, default=64, help="latents per layer, 64 if not given")
     parser.add_argument("--chunk_size", type=int, default=256, help="tokens per chunk, 256 if not given")
     args = parser.parse_args(argv)
+    set_seed(0)
     # In float32, whatever its weights are stored in: what is converted has to be trained.
     llama = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
     model = convert(llama, args.num_latents, args.chunk_size)

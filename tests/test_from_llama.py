@@ -23,6 +23,7 @@ from transformers import (
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    set_seed,
 )
 
 import from_llama
@@ -33,6 +34,12 @@ from test_heads import word_tokenizer
 
 CHUNK = 4
 CLOSE = {"atol": 1e-5, "rtol": 0}  # Llama's norms and angles are float32 in a float64 model, too
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """The memory of a converted model and an adapter are drawn at random."""
+    set_seed(0)
 
 
 def tiny_llama(**overrides) -> LlamaForCausalLM:
