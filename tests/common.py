@@ -21,19 +21,19 @@ from modeling_latent import LatentAttentionConfig, LatentAttentionForCausalLM
 CLOSE = {"atol": 1e-9, "rtol": 0}  # in float64, of what is equal in exact arithmetic
 
 
+SIZES = {  # fields that a Llama has, too
+    "vocab_size": 31,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
 def tiny_config(**overrides) -> LatentAttentionConfig:
     """Two layers, 16 wide, chunks of 4 tokens, 3 latents; heads differ in number, and convolutions in length."""
-    settings = {
-        "vocab_size": 31,
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "num_latents": 3,
-        "chunk_size": 4,
-        "mlp_conv_kernel_size": 3,
-    }
+    settings = {**SIZES, "num_latents": 3, "chunk_size": 4, "mlp_conv_kernel_size": 3}
     return LatentAttentionConfig(**{**settings, **overrides})
 
 

@@ -28,7 +28,7 @@ from transformers import (
 
 import from_llama
 import train
-from common import random_ids, randomize
+from common import SIZES, random_ids, randomize
 from test_heads import word_tokenizer
 
 
@@ -44,12 +44,7 @@ def seed():
 
 def tiny_llama(**overrides) -> LlamaForCausalLM:
     settings = {
-        "vocab_size": 31,
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
+        **SIZES,
         "head_dim": 6,
         "hidden_act": "gelu",
         "rms_norm_eps": 1e-3,
