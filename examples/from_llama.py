@@ -12,24 +12,33 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-Give a trained Llama a memory of fixed size: its weights, with local for full attention, and latents beside it.
+Give a trained Llama, Mistral or Qwen2 a memory of fixed size: its weights, local attention, and latents beside it.
 
     python examples/from_llama.py HuggingFaceTB/SmolLM2-135M --output_dir out/converted
     python examples/train.py --model out/converted --output_dir out/tuned --block_size 2048 --learning_rate 1e-4
 
-What tokens read from the latents starts at zero, so the converted model is exactly the Llama as long as the window
-holds all tokens: in the first two chunks. Behind them it is a Llama that no longer sees what has left the window, with
-a higher loss. Train it on rows of many chunks: there it learns to do without, and the latents learn what to keep.
+What tokens read from the latents starts at zero, so the converted model is exactly the old one as long as the
+window holds all tokens: in the first two chunks. Behind them it no longer sees what has left the window, and has a
+higher loss. Train it on rows of many chunks: there it learns to do without, and the latents learn what to keep.
 """
 
 import argparse
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedModel, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaForCausalLM,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2ForCausalLM,
+    set_seed,
+)
 
 from modeling_latent import LatentAttentionConfig, LatentAttentionForCausalLM
 
 
+CLASSES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM)  # one architecture, apart from biases and windows
 SHARED_FIELDS = (
     "vocab_size",
     "hidden_size",
@@ -37,9 +46,7 @@ SHARED_FIELDS = (
     "num_hidden_layers",
     "num_attention_heads",
     "num_key_value_heads",
-    "head_dim",
     "hidden_act",
-    "attention_bias",
     "attention_dropout",
     "rope_parameters",
     "initializer_range",
@@ -57,15 +64,20 @@ def convert(llama: PreTrainedModel, num_latents: int, chunk_size: int) -> Latent
     convolution in front of the MLP, whose weights were trained without.
 
     Raises:
-        `ValueError`: for a model of another class, and for weights that have no place here, such as the biases of
-            `o_proj` and of the MLP.
+        `ValueError`: for a model of another class, for one with a sliding window of less than two chunks, and for
+            weights that have no place here, such as the biases of `o_proj` and of the MLP.
     """
-    if not isinstance(llama, LlamaForCausalLM):
-        raise ValueError(
-            f"The model is a {type(llama).__name__} but must be a LlamaForCausalLM: others differ in more than names."
-        )
+    if not isinstance(llama, CLASSES):
+        names = ", ".join(allowed.__name__ for allowed in CLASSES)
+        raise ValueError(f"The model is a {type(llama).__name__} but must be one of {names}: others differ in more.")
+    window = getattr(llama.config, "sliding_window", None)
+    if window is not None and window < 2 * chunk_size:
+        raise ValueError(f"`chunk_size` is {chunk_size} but must be at most half of the model's window of {window}.")
+    weights = renamed(llama.state_dict())
     config = LatentAttentionConfig(
         **{name: getattr(llama.config, name) for name in SHARED_FIELDS},
+        head_dim=getattr(llama.config, "head_dim", None),
+        attention_bias=any(name.endswith("q_proj.bias") for name in weights),
         norm_type="rms_norm",
         norm_eps=llama.config.rms_norm_eps,
         num_latents=num_latents,
@@ -73,9 +85,9 @@ def convert(llama: PreTrainedModel, num_latents: int, chunk_size: int) -> Latent
         mlp_conv_kernel_size=0,
     )
     model = LatentAttentionForCausalLM(config).to(llama.dtype)
-    homeless = model.load_state_dict(renamed(llama.state_dict()), strict=False).unexpected_keys
+    homeless = model.load_state_dict(weights, strict=False).unexpected_keys
     if homeless:
-        raise ValueError(f"The Llama has weights that have no place in latent attention: {', '.join(homeless)}.")
+        raise ValueError(f"The model has weights that have no place in latent attention: {', '.join(homeless)}.")
     for layer in model.model.layers:
         torch.nn.init.zeros_(layer.latent_attention.latent_to_input.o_proj.weight)
     model.generation_config = llama.generation_config
@@ -88,7 +100,7 @@ def renamed(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="the Llama, with its tokenizer: a folder, or an id of the Hub")
+    parser.add_argument("model", help="the trained model, with its tokenizer: a folder, or an id of the Hub")
     parser.add_argument("--output_dir", required=True, help="folder for the converted model and the tokenizer")
     parser.add_argument("--num_latents", type=int, default=64, help="latents per layer, 64 if not given")
     parser.add_argument("--chunk_size", type=int, default=256, help="tokens per chunk, 256 if not given")

@@ -39,6 +39,8 @@ POSITIVE_FIELDS = (
     "num_latents",
     "chunk_size",
 )
+LLAMA3_FIELDS = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
+ROPE_FIELDS = {"default": {"rope_theta"}, "llama3": {"rope_theta", *LLAMA3_FIELDS}}  # by `rope_type`
 
 
 @strict
@@ -60,6 +62,8 @@ class LatentAttentionConfig(PreTrainedConfig):
             the token stream starts in proportion to it. 1 / sqrt(hidden_size) is recommended.
         norm_type (`str`, defaults to `"layer_norm"`): `"layer_norm"` or `"rms_norm"`.
         norm_eps (`float`, defaults to 1e-5): Added to the variance in every norm.
+        rope_parameters (`dict`, defaults to `{"rope_type": "default", "rope_theta": 10000.0}`): Of the rotary
+            embeddings in local attention. The `rope_type` "llama3" is for weights that were trained with it.
         attention_bias (`bool`, defaults to `False`): Biases on `q_proj`, `k_proj`, `v_proj`; never on `o_proj`,
             so that latents that have read nothing stay as they are.
 
@@ -142,26 +146,34 @@ class LatentAttentionConfig(PreTrainedConfig):
             self.layer_types = kwargs.pop("layer_types")
         # By their older names, too, as in the library's configurations.
         older = {name: kwargs.pop(name) for name in ("rope_theta", "partial_rotary_factor") if name in kwargs}
-        self.rope_parameters = {**(kwargs.pop("rope_scaling", None) or {}), **older, **(self.rope_parameters or {})}
+        plain = {"rope_type": "default", "rope_theta": self.default_theta}
+        scaled = kwargs.pop("rope_scaling", None) or {}
+        self.rope_parameters = {**plain, **scaled, **older, **(self.rope_parameters or {})}
         self.validate_rope()
+        if self.rope_parameters["rope_type"] == "llama3":
+            # Without effect here. The library asks for it where it reads a configuration without its code.
+            factor, length = (self.rope_parameters[name] for name in ("factor", "original_max_position_embeddings"))
+            kwargs.setdefault("max_position_embeddings", int(factor * length))
         super().__post_init__(**kwargs)
 
     def _require(self, holds: bool, field: str, allowed: str):
         if not holds:
             raise ValueError(f"`{field}` is {getattr(self, field)!r} but must be {allowed}.")
 
+    def standardize_rope_params(self):
+        """Nothing is left to do; the library would ask for a maximum length, which there is not."""
+
     def validate_rope(self):
-        """Before the library completes them, too: it asks for a maximum length, which there is not."""
-        parameters = self.rope_parameters or {}
-        theta = parameters.get("rope_theta", self.default_theta)
+        numbers = dict(self.rope_parameters)
+        fields = ROPE_FIELDS.get(str(numbers.pop("rope_type", "default")))
         self._require(
-            set(parameters) <= {"rope_type", "rope_theta"}
-            and parameters.get("rope_type", "default") == "default"
-            and isinstance(theta, int | float)
-            and theta > 0,
+            numbers.keys() == fields
+            and all(isinstance(value, int | float) and value > 0 for value in numbers.values())
+            and numbers.get("low_freq_factor", 1) < numbers.get("high_freq_factor", 2),
             "rope_parameters",
             'a dictionary of a positive `rope_theta` and the `rope_type` "default": positions stay within the window, '
-            "so there is nothing to scale",
+            'so there is nothing to scale. For weights that were trained so, "llama3" is allowed, with positive '
+            "`factor`, `low_freq_factor`, a greater `high_freq_factor` and `original_max_position_embeddings`",
         )
 
     def validate_architecture(self):

@@ -13,6 +13,8 @@
 # limitations under the License.
 """Local attention: exact, to a window of chunks around each token."""
 
+import math
+
 import torch
 from torch import nn
 
@@ -22,14 +24,30 @@ from .chunk_layout import ChunkLayout
 from .configuration_latent import LatentAttentionConfig
 
 
+def rotary_frequencies(config: LatentAttentionConfig, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """
+    Angles per slot, `(d / 2,)` (Su et al. 2021). With the `rope_type` "llama3", as in Llama 3.1, those that turn less
+    than `low_freq_factor` times in `original_max_position_embeddings` tokens are divided by `factor`, those that turn
+    more than `high_freq_factor` times are kept, and between them the share that is kept grows linearly.
+    """
+    rope = config.rope_parameters
+    exponents = torch.arange(0, config.head_dim, 2, device=device, dtype=dtype) / config.head_dim
+    frequencies = rope["rope_theta"] ** -exponents
+    if rope.get("rope_type") != "llama3":
+        return frequencies
+    turns = rope["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return frequencies * (kept + (1 - kept) / rope["factor"])
+
+
 def rotary_embedding(config: LatentAttentionConfig, length: int, like: torch.Tensor) -> torch.Tensor:
-    """Cosines and sines `(2, length, d / 2)` of the rotary position embedding (Su et al. 2021) for a window's slots.
+    """Cosines and sines `(2, length, d / 2)` of the rotary position embedding for a window's slots.
 
     Made anew in each forward, a few thousand numbers: a buffer would have to survive every way of loading.
     """
     dtype = torch.promote_types(like.dtype, torch.float32)
-    exponents = torch.arange(0, config.head_dim, 2, device=like.device, dtype=dtype) / config.head_dim
-    frequencies = config.rope_parameters["rope_theta"] ** -exponents
+    frequencies = rotary_frequencies(config, like.device, dtype)
     angles = torch.arange(length, device=like.device, dtype=dtype)[:, None] * frequencies
     return torch.stack([angles.cos(), angles.sin()]).to(like.dtype)
 

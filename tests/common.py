@@ -29,6 +29,14 @@ SIZES = {  # fields that a Llama has, too
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
+LLAMA3_ROPE = {  # of six pairs the fastest is kept, two are stretched in part and three by the whole factor
+    "rope_type": "llama3",
+    "rope_theta": 100.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 30,
+}
 
 
 def tiny_config(**overrides) -> LatentAttentionConfig:

@@ -18,6 +18,8 @@ one module to tensors; `settings` is anything with the fields of the configurati
 softmax is written over the very tokens that the definition names, so nothing is masked and nothing is merged.
 """
 
+import math
+
 import torch
 
 
@@ -39,10 +41,24 @@ def norm(weights: dict, name: str, x, settings):
     return x * weights[f"{name}.weight"] + weights[f"{name}.bias"]
 
 
-def rotate(vector, position: int, theta: float):
+def frequency(i: int, half: int, rope: dict) -> float:
+    """Angle per token of the pair `i` of `half`; of `rope_type` "llama3" waves longer than a text are stretched."""
+    plain = rope["rope_theta"] ** (-i / half)
+    if rope["rope_type"] == "default":
+        return plain
+    wavelength, longest = 2 * math.pi / plain, rope["original_max_position_embeddings"]
+    if wavelength < longest / rope["high_freq_factor"]:
+        return plain
+    if wavelength > longest / rope["low_freq_factor"]:
+        return plain / rope["factor"]
+    share = (longest / wavelength - rope["low_freq_factor"]) / (rope["high_freq_factor"] - rope["low_freq_factor"])
+    return (1 - share) * plain / rope["factor"] + share * plain
+
+
+def rotate(vector, position: int, rope: dict):
     """Rotary position embedding of one head vector (Su et al. 2021, halves paired as in Llama)."""
     half = vector.shape[-1] // 2
-    angles = torch.stack([torch.tensor(position * theta ** (-i / half), dtype=vector.dtype) for i in range(half)])
+    angles = torch.stack([torch.tensor(position * frequency(i, half, rope), dtype=vector.dtype) for i in range(half)])
     first, second = vector[:half], vector[half:]
     return torch.cat([first * angles.cos() - second * angles.sin(), second * angles.cos() + first * angles.sin()])
 
@@ -66,8 +82,8 @@ def attend(weights: dict, queries, keys, settings, reads, position=None):
                 q_i, k_s = q[i, mine], k[s, theirs]
                 if position is not None:
                     q_position, k_position = position(i, s)
-                    theta = settings.rope_parameters["rope_theta"]
-                    q_i, k_s = rotate(q_i, q_position, theta), rotate(k_s, k_position, theta)
+                    rope = settings.rope_parameters
+                    q_i, k_s = rotate(q_i, q_position, rope), rotate(k_s, k_position, rope)
                 scores.append(q_i @ k_s / head_dim**0.5)
                 values.append(v[s, theirs])
             if scores:

@@ -30,7 +30,7 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from common import random_ids, randomize, tiny_config, tiny_model
+from common import LLAMA3_ROPE, random_ids, randomize, tiny_config, tiny_model
 from configuration import summary
 from modeling_latent import LatentAttentionConfig, LatentAttentionForCausalLM
 from modeling_latent.cache_name import cache_of
@@ -105,6 +105,10 @@ def test_scaled_rotary_embeddings_are_refused(rope_type, field):
         {"rope_parameters": {"rope_theta": None}},
         {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
         {"rope_parameters": {"latent_attention": {"rope_theta": 1e4}}},
+        {"rope_parameters": {**LLAMA3_ROPE, "factor": -8.0}},
+        {"rope_parameters": {**LLAMA3_ROPE, "high_freq_factor": 1.0}},
+        {"rope_parameters": {**LLAMA3_ROPE, "original_max_position_embeddings": None}},
+        {"rope_parameters": {**LLAMA3_ROPE, "beta_fast": 32}},
         {"rope_theta": -1.0},
         {"partial_rotary_factor": 0.5},
     ],
@@ -134,7 +138,7 @@ UNUSUAL = {
     "norm_eps": 1e-3,
     "attention_bias": True,
     "attention_dropout": 0.25,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+    "rope_parameters": LLAMA3_ROPE,
     "initializer_range": 0.01,
     "use_cache": False,
     "tie_word_embeddings": True,
@@ -175,8 +179,9 @@ def test_round_trip_keeps_every_field(way, tmp_path):
 
 def test_without_the_code_the_plain_fields_are_readable(tmp_path):
     """`AutoTokenizer` reads the config this way where it may not run the folder's code."""
-    tiny_config().save_pretrained(tmp_path)
-    assert PreTrainedConfig.from_pretrained(tmp_path).num_latents == 3
+    tiny_config(**UNUSUAL).save_pretrained(tmp_path)
+    config = PreTrainedConfig.from_pretrained(tmp_path)
+    assert (config.num_latents, config.rope_parameters) == (3, LLAMA3_ROPE)
 
 
 def test_fewer_layers_while_loading(tmp_path):

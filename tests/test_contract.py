@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache, StaticCache
 
 import reference
-from common import CLOSE, double_model, random_ids, randomize, tiny_config, tiny_model
+from common import CLOSE, LLAMA3_ROPE, double_model, random_ids, randomize, tiny_config, tiny_model
 from modeling_latent import LatentAttention, LatentAttentionForCausalLM
 from modeling_latent.cache_name import cache_of
 from modeling_latent.prefix_statistics import (
@@ -101,6 +101,16 @@ def test_1_model_and_all_gradients_equal_the_reference(
         ours = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         theirs = torch.zeros_like(parameter) if weights[name].grad is None else weights[name].grad
         torch.testing.assert_close(ours, theirs, **CLOSE, msg=lambda message, name=name: f"{name}: {message}")
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_1_rotary_embeddings_as_in_llama_3_equal_the_reference(is_causal):
+    model = double_model(is_causal=is_causal, head_dim=12, chunk_size=16, rope_parameters=LLAMA3_ROPE)
+    input_ids = random_ids(1, 40)
+    expected = reference.logits(dict(model.named_parameters()), input_ids[0], model.config)[None]
+    torch.testing.assert_close(model(input_ids).logits, expected, **CLOSE)
+    if is_causal:
+        torch.testing.assert_close(step_by_step(model, input_ids, [19] + [1] * 21), expected, **CLOSE)
 
 
 @pytest.mark.parametrize("norm_type", ["layer_norm", "rms_norm"])

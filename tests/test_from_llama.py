@@ -23,12 +23,17 @@ from transformers import (
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     set_seed,
 )
 
 import from_llama
 import train
-from common import SIZES, random_ids, randomize
+from common import LLAMA3_ROPE, SIZES, random_ids, randomize
 from test_heads import word_tokenizer
 
 
@@ -42,16 +47,24 @@ def seed():
     set_seed(0)
 
 
-def tiny_llama(**overrides) -> LlamaForCausalLM:
+def tiny_llama(config_class=LlamaConfig, model_class=LlamaForCausalLM, **overrides) -> PreTrainedModel:
     settings = {
         **SIZES,
-        "head_dim": 6,
         "hidden_act": "gelu",
         "rms_norm_eps": 1e-3,
         "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
     }
-    llama = LlamaForCausalLM(LlamaConfig(**{**settings, **overrides}))
-    return randomize(llama).double().eval()
+    model = model_class(config_class(**{**settings, **overrides}))
+    return randomize(model).double().eval()
+
+
+MODELS = {
+    "untied": {"head_dim": 6},
+    "tied": {"tie_word_embeddings": True},
+    "Llama 3": {"head_dim": 12, "rope_parameters": LLAMA3_ROPE},
+    "Mistral": {"config_class": MistralConfig, "model_class": MistralForCausalLM, "sliding_window": 100},
+    "Qwen2": {"config_class": Qwen2Config, "model_class": Qwen2ForCausalLM, "tie_word_embeddings": True},
+}
 
 
 def window_mask(length: int) -> torch.Tensor:
@@ -62,9 +75,9 @@ def window_mask(length: int) -> torch.Tensor:
     return torch.zeros(1, 1, length, length, dtype=torch.double).masked_fill(~visible, -torch.inf)
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_it_is_the_llama_whose_attention_sees_only_the_window(tied):
-    llama = tiny_llama(tie_word_embeddings=tied)
+@pytest.mark.parametrize("overrides", MODELS.values(), ids=MODELS.keys())
+def test_it_is_the_llama_whose_attention_sees_only_the_window(overrides):
+    llama = tiny_llama(**overrides)
     model = from_llama.convert(llama, num_latents=3, chunk_size=CHUNK).eval()
     input_ids = random_ids(2, 5 * CHUNK + 3)
     with torch.no_grad():
@@ -142,8 +155,11 @@ def test_what_does_not_fit_is_refused():
     other = GPTNeoXForCausalLM(
         GPTNeoXConfig(vocab_size=31, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
     )
-    with pytest.raises(ValueError, match="is a GPTNeoXForCausalLM but must be a LlamaForCausalLM"):
+    with pytest.raises(ValueError, match="is a GPTNeoXForCausalLM but must be one of LlamaForCausalLM, Mistral"):
         from_llama.convert(other, **sizes)
     scaled = tiny_llama(rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 100.0})
     with pytest.raises(ValueError, match="`rope_parameters` is .* must be"):
         from_llama.convert(scaled, **sizes)
+    narrow = tiny_llama(MistralConfig, MistralForCausalLM, sliding_window=2 * CHUNK - 1)
+    with pytest.raises(ValueError, match="`chunk_size` is 4 but must be at most half of the model's window of 7"):
+        from_llama.convert(narrow, **sizes)

@@ -215,7 +215,7 @@ def skipped_tests(test_class: type[unittest.TestCase], model_name: str) -> set[s
 @pytest.mark.filterwarnings("ignore")  # of Llama on some versions
 def test_skips_no_test_that_llama_runs():
     extra = skipped_tests(LatentAttentionModelTest, "LatentAttention") - skipped_tests(LlamaModelTest, "Llama")
-    # Positions never exceed the window, so there is no scaling of rotary embeddings, and the config refuses one.
+    # Positions never exceed the window, so there is nothing to scale, and the config refuses these ways to do it.
     assert extra == {
         "test_model_rope_scaling_frequencies",
         "test_model_rope_scaling_from_config_0_linear",
