@@ -24,6 +24,11 @@ from .cache_name import CACHE_NAME
 from .configuration_latent import LatentAttentionConfig
 
 
+def used_layer(layers: list):
+    """The first layer with a state, or the first: in a later stage of a pipeline those of earlier ones are empty."""
+    return next((layer for layer in layers if getattr(layer, "state", None) is not None), layers[0])
+
+
 class TokensSeen(NamedTuple):
     """How many tokens each row of a cache has seen, on the host, as long as nobody else changes the cache."""
 
@@ -33,7 +38,7 @@ class TokensSeen(NamedTuple):
 
     @classmethod
     def of(cls, cache) -> "TokensSeen":
-        layer = cache.layers[0]
+        layer = used_layer(cache.layers)
         return cls(int(layer.get_seq_length()), layer.state.tokens_seen.tolist(), layer.rearranged)
 
     def after(self, new_tokens: int) -> "TokensSeen":
@@ -41,7 +46,7 @@ class TokensSeen(NamedTuple):
 
     def fits(self, cache, tokens: torch.Tensor) -> bool:
         """Whether it still is of this cache: not expanded, nor cropped, which a static one can't be, nor exchanged."""
-        layer = cache.layers[0]
+        layer = used_layer(cache.layers)
         length = layer.get_seq_length()
         same_rows = layer.rearranged == self.rearranged or len(set(self.counts)) == 1
         same_length = isinstance(length, torch.Tensor) or length == self.length
@@ -70,7 +75,9 @@ def check_past_of_mask(attention_mask, tokens: torch.Tensor, cache) -> None:
     padding tokens, and the row may have meant them.
     """
     layers = getattr(cache, "layers", [])
-    state = getattr(layers[0], "state", None) if layers else None  # another model's cache is the forward's to refuse
+    state = (
+        getattr(used_layer(layers), "state", None) if layers else None
+    )  # another model's cache is the forward's to refuse
     batch, new = tokens.shape[:2]
     if state is None or attention_mask is None or batch == 1 or attention_mask.shape[1] == new:
         return
@@ -231,7 +238,8 @@ def check_cache(cache, config: LatentAttentionConfig, inputs_embeds) -> torch.Te
             "without offloading."
         )
     take_over_empty_layers(layers)
-    state = layers[0].state
+    used = used_layer(layers)
+    state = used.state
     if state is None:
         return None
     batch = inputs_embeds.shape[0]
@@ -240,7 +248,7 @@ def check_cache(cache, config: LatentAttentionConfig, inputs_embeds) -> torch.Te
             f"`{CACHE_NAME}` is of batch size {state.tokens_seen.shape[0]} but the input of {batch}. Call "
             "`batch_repeat_interleave` or `batch_select_indices` on the cache, or pass an empty one."
         )
-    made_for, needed = layers[0].made_for, state_fields(config)
+    made_for, needed = used.made_for, state_fields(config)
     if made_for != needed:
         theirs = {name: value for name, value in made_for.items() if value != needed[name]}
         ours = {name: needed[name] for name in theirs}

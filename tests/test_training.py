@@ -702,40 +702,52 @@ def test_the_tensor_parallel_plan_names_every_linear_layer_of_a_block_and_nothin
     assert named == {re.sub(r"^\d+", "layers.*", name) for name in linear}
 
 
-def run_tensor_parallel(rank: int, folder: Path, input_ids: torch.Tensor):
-    """One of two processes, each of which holds half of every linear layer: saves its outputs and gradients."""
+def run_in_parallel(rank: int, folder: Path, plan: dict, input_ids: torch.Tensor, attention_mask: torch.Tensor):
+    """One of two processes that share a model: saves its logits, generated tokens and gradients."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", CUDA_VISIBLE_DEVICES="")
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    plan = DistributedConfig(tp_plan="auto")
-    model = LatentAttentionForCausalLM.from_pretrained(folder, distributed_config=plan)
-    whole = {name: tensor for name, tensor in model.named_parameters() if not isinstance(tensor, DTensor)}
-    outputs = model(input_ids, labels=input_ids)
-    outputs.loss.backward()
-    grads = {name: tensor.grad for name, tensor in model.named_parameters()}
-    grads = {name: grad.full_tensor() if isinstance(grad, DTensor) else grad for name, grad in grads.items()}
-    options = {"max_new_tokens": 9, "do_sample": False, "pad_token_id": 0}
-    results = outputs.logits.detach(), grads, model.generate(input_ids, **options), list(whole)
-    torch.save(results, folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+    distributed.init_process_group("gloo", f"file://{folder}/meeting", world_size=2, rank=rank)
+    model = LatentAttentionForCausalLM.from_pretrained(folder, distributed_config=DistributedConfig(**plan))
+    whole = [name for name, tensor in model.named_parameters() if not isinstance(tensor, DTensor)]
+    outputs = model(input_ids, attention_mask=attention_mask, labels=input_ids)
+    grads = {}
+    if outputs.loss is not None:  # a pipeline has none
+        outputs.loss.backward()
+        grads = {name: tensor.grad for name, tensor in model.named_parameters()}
+        grads = {name: grad.full_tensor() if isinstance(grad, DTensor) else grad for name, grad in grads.items()}
+    generated = model.generate(input_ids, attention_mask=attention_mask, **GREEDY)
+    torch.save((outputs.logits.detach(), generated, grads, whole), folder / f"{rank}.pt")
+    distributed.destroy_process_group()
 
 
-def test_two_tensor_parallel_processes_equal_one(tmp_path):
-    model, input_ids = tiny_model(vocab_size=32), random_ids(2, LENGTH)
+GREEDY = {"max_new_tokens": 9, "do_sample": False, "pad_token_id": 0}
+PLANS = {"tensor": {"tp_plan": "auto"}, "sharded": {"fsdp_size": 2}, "pipeline": {"pp_size": 2}}
+
+
+@pytest.mark.parametrize(("parallel", "tied"), [("tensor", False), ("sharded", True), ("pipeline", True)])
+def test_two_processes_that_share_a_model_equal_one(parallel, tied, tmp_path):
+    model, input_ids = tiny_model(vocab_size=32, tie_word_embeddings=tied), random_ids(2, LENGTH)
+    inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+    inputs["attention_mask"][0, :3] = 0
     model.save_pretrained(tmp_path)
-    torch.multiprocessing.spawn(run_tensor_parallel, (tmp_path, input_ids), nprocs=2)
+    arguments = (tmp_path, PLANS[parallel], *inputs.values())
+    torch.multiprocessing.spawn(run_in_parallel, arguments, nprocs=2)
     for rank in range(2):
-        logits, grads, generated, whole = torch.load(tmp_path / f"{rank}.pt")
-        assert not [name for name in whole if "_proj" in name or "lm_head" in name]
-        close(logits, model(input_ids).logits)
-        close(grads, gradients(model, input_ids=input_ids, labels=input_ids))
-        options = {"max_new_tokens": 9, "do_sample": False, "pad_token_id": 0}
-        assert torch.equal(generated, model.generate(input_ids, **options))
+        logits, generated, grads, whole = torch.load(tmp_path / f"{rank}.pt")
+        close(logits[inputs["attention_mask"].bool()], model(**inputs).logits[inputs["attention_mask"].bool()])
+        assert torch.equal(generated, model.generate(**inputs, **GREEDY))
+        if parallel == "tensor":
+            assert not [name for name in whole if "_proj" in name or "lm_head" in name]
+        if parallel == "sharded":
+            assert whole == []
+        if parallel != "pipeline":
+            close(grads, gradients(model, **inputs, labels=input_ids))
 
 
-def test_the_head_is_in_both_parallel_plans():
+def test_the_head_is_in_every_parallel_plan():
     model = tiny_model()
     assert model.tp_plan.keys() >= {"lm_head"} | {f"model.{name}" for name in model.config.base_model_tp_plan}
     assert model.pp_plan.keys() == {"lm_head"} | {f"model.{name}" for name in model.config.base_model_pp_plan}
+    assert model.fsdp_plan.keys() == {"lm_head"} | {f"model.{name}" for name in model.config.base_model_fsdp_plan}
 
 
 def test_the_pipeline_parallel_plan_names_modules_in_the_order_of_the_forward():
