@@ -96,7 +96,8 @@ def keys_to_tokens(weights: torch.Tensor, layout: ChunkLayout) -> torch.Tensor:
     """`(R, X, H, M, N, C)`, the weights on every slot, to `(B, X, H, M, T)`."""
     by_token = layout.to_tokens(weights.movedim((4, 5), (1, 2)))  # (B, T, X, H, M)
     if layout.token_valid is not None:
-        by_token = by_token.masked_fill(~layout.token_valid[..., None, None, None], 0)
+        valid = layout.token_valid.to(weights.device)
+        by_token = by_token.masked_fill(~valid[..., None, None, None], 0)
     return by_token.movedim(1, -1)
 
 

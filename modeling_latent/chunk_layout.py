@@ -82,10 +82,11 @@ class ChunkLayout(NamedTuple):
         """
         `(R, N, S, ...) -> (B, T, ...)`. Padding has no slot: it gets what the real token before it gets, from which
         the next one is predicted; in front of the first token of a row, or of its part beside a cache, it gets zeros.
+        The slots may be on another device than the first layer, for which the layout was made.
         """
         if self.token_slots is not None:
-            tokens = slots.flatten(0, 2)[self.token_slots].unflatten(0, self.batch_shape)
-            leading = self.token_valid.cumsum(1) == 0  # (B, T)
+            tokens = slots.flatten(0, 2)[self.token_slots.to(slots.device)].unflatten(0, self.batch_shape)
+            leading = self.token_valid.to(slots.device).cumsum(1) == 0  # (B, T)
             return tokens.masked_fill(leading.reshape(self.batch_shape + (1,) * (tokens.ndim - 2)), 0)
         return slots.flatten(1, 2)[:, : self.batch_shape[1]]
 

@@ -167,7 +167,8 @@ class LatentAttention(nn.Module):
         order = torch.arange(chunks, device=scores.device)
         visible = (order < order[:, None]).expand(rows, -1, -1)  # (R, n, j): chunk n sees chunk j
         if layout.sequence_ids is not None:
-            visible = visible & (layout.sequence_ids[:, :, None] == layout.sequence_ids[:, None, :])
+            ids = layout.sequence_ids.to(scores.device)
+            visible = visible & (ids[:, :, None] == ids[:, None, :])
         scores = scores.movedim(1, 3)[:, None] - read.lse[..., None, None]  # (R, N, H, M, N, C)
         return scores.masked_fill(~visible[:, :, None, None, :, None], -torch.inf).exp().to(read.keys.dtype)
 

@@ -553,7 +553,8 @@ class LatentAttentionForQuestionAnswering(GenericForQuestionAnswering, LatentAtt
         start_logits, end_logits = logits.unbind(-1)
         loss = None
         if start_positions is not None and end_positions is not None:
-            loss = self.loss_function(start_logits, end_logits, start_positions, end_positions, **kwargs)
+            positions = (start_positions.to(logits.device), end_positions.to(logits.device))
+            loss = self.loss_function(start_logits, end_logits, *positions, **kwargs)
         return QuestionAnsweringModelOutput(
             loss=loss,
             start_logits=start_logits,

@@ -21,6 +21,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch.utils._pytree import tree_leaves
 from transformers import (
     AutoModelForMaskedLM,
@@ -104,19 +105,19 @@ GENERATION = {
 }
 
 
-@pytest.mark.parametrize("settings", GENERATION.values(), ids=GENERATION)
-def test_generation(settings):
-    """Of a padded batch, where the method takes one."""
+def generate(model, settings: dict, device: str) -> torch.Tensor:
+    """What follows a padded batch, where the method takes one."""
     rows = 1 if "prompt_lookup_num_tokens" in settings else 2
     mask = (torch.arange(7)[None] >= torch.tensor([[0], [3]]))[:rows].long()
     inputs = {"input_ids": random_ids(2, 7)[:rows] * mask, "attention_mask": mask}
-    sequences = []
-    for model in (tiny_model(), tiny_model().to(NAME)):
-        torch.manual_seed(0)
-        here = {name: value.to(model.device) for name, value in inputs.items()}
-        given = {"do_sample": False, "max_new_tokens": 9, "pad_token_id": 0, **settings}
-        sequences.append(model.generate(**here, **given).cpu())
-    assert torch.equal(*sequences)
+    torch.manual_seed(0)
+    given = {"do_sample": False, "max_new_tokens": 9, "pad_token_id": 0, **settings}
+    return model.generate(**{name: value.to(device) for name, value in inputs.items()}, **given).cpu()
+
+
+@pytest.mark.parametrize("settings", GENERATION.values(), ids=GENERATION)
+def test_generation(settings):
+    assert torch.equal(generate(tiny_model().to(NAME), settings, NAME), generate(tiny_model(), settings, "cpu"))
 
 
 def test_assisted_generation_and_a_continued_cache():
@@ -128,18 +129,18 @@ def test_assisted_generation_and_a_continued_cache():
     assert torch.equal(then.sequences.cpu(), expected.sequences)
 
 
-@pytest.mark.parametrize(
-    ("head", "labels"),
-    [
-        (AutoModelForSequenceClassification, {"labels": torch.tensor([0, 1])}),
-        (AutoModelForTokenClassification, {"labels": torch.arange(18).view(2, 9) % 2}),
-        (
-            AutoModelForQuestionAnswering,
-            {"start_positions": torch.tensor([1, 2]), "end_positions": torch.tensor([3, 8])},
-        ),
-        (AutoModelForMaskedLM, {"labels": random_ids(2, 9)}),
-    ],
-)
+HEADS = [
+    (AutoModelForSequenceClassification, {"labels": torch.tensor([0, 1])}),
+    (AutoModelForTokenClassification, {"labels": torch.arange(18).view(2, 9) % 2}),
+    (
+        AutoModelForQuestionAnswering,
+        {"start_positions": torch.tensor([1, 2]), "end_positions": torch.tensor([3, 8])},
+    ),
+    (AutoModelForMaskedLM, {"labels": random_ids(2, 9)}),
+]
+
+
+@pytest.mark.parametrize(("head", "labels"), HEADS)
 def test_heads(head, labels):
     model = randomize(head.from_config(tiny_config(is_causal=False, pad_token_id=0))).eval()
     mask = torch.arange(9)[None] < torch.tensor([[9], [5]])
@@ -154,6 +155,52 @@ def test_attention_maps():
     assert set(MAPS) <= expected.keys()
     for there, here in zip(tree_leaves(dict(ours)), tree_leaves(dict(expected)), strict=True):
         torch.testing.assert_close(there.cpu(), here, **CLOSE)
+
+
+# Layers on several devices
+
+
+def spread(model):
+    """A copy as `device_map` spreads it, by accelerate's hooks: the first layer on the device, the rest on the CPU."""
+    model = deepcopy(model)
+    settings = {"skip_keys": model._skip_keys_device_placement}
+    head = list(model.children())[-1]
+    for module in (model.model.layers[1], model.model.norm, head):
+        add_hook_to_module(module, AlignDevicesHook("cpu", **settings))
+    for module in (model.model.embed_tokens, model.model.layers[0]):
+        module.to(NAME)
+    return add_hook_to_module(model, AlignDevicesHook(io_same_device=True, **settings))
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("inputs", [{}, *INPUTS.values()], ids=["plain", *INPUTS])
+def test_spread_layers_with_padding_and_packing(is_causal, inputs):
+    model = tiny_model(is_causal=is_causal)
+    model.set_attn_implementation("eager")
+    rows = 1 if {"cu_seq_lens_q", "seq_idx"} & set(inputs) else 2
+    inputs = {**inputs, "input_ids": random_ids(rows, 11), "labels": random_ids(rows, 11), "use_cache": False}
+    settings = {"output_hidden_states": True, "output_attentions": True}
+    there = spread(model)(**{name: move(value) for name, value in inputs.items()}, **settings)
+    for ours, theirs in zip(tree_leaves(dict(there)), tree_leaves(dict(model(**inputs, **settings))), strict=True):
+        torch.testing.assert_close(ours.cpu(), theirs, **CLOSE)
+
+
+@pytest.mark.parametrize("settings", GENERATION.values(), ids=GENERATION)
+def test_spread_layers_generate(settings):
+    model = tiny_model()
+    assert torch.equal(generate(spread(model), settings, NAME), generate(model, settings, "cpu"))
+
+
+@pytest.mark.parametrize(("head", "labels"), HEADS)
+def test_spread_heads(head, labels):
+    model = randomize(head.from_config(tiny_config(is_causal=False, pad_token_id=0))).eval()
+    mask = torch.arange(9)[None] < torch.tensor([[9], [5]])
+    inputs = {"input_ids": random_ids(2, 9) * mask, "attention_mask": mask, **labels}
+    ours = spread(model)(**{name: move(value) for name, value in inputs.items()})
+    torch.testing.assert_close(ours.loss.cpu(), model(**inputs).loss, **CLOSE)
+
+
+# Benchmarks
 
 
 @pytest.mark.parametrize("table", [mqar, passkey, language_model, capacity])
