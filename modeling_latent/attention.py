@@ -35,6 +35,16 @@ def make_linear(in_features: int, out_features: int, bias: bool = False, size: f
     return linear
 
 
+def apply_linear(linear: nn.Module, states: torch.Tensor) -> torch.Tensor:
+    """
+    `linear` of `(X, ..., L, D)`. It is given three dimensions, as in the library's models: quantized layers (LLM.int8)
+    and adapters (OFT, GraLoRA) ask for that. The first one stays, as adapters may differ by row.
+    """
+    if states.ndim <= 3:
+        return linear(states)
+    return linear(states.flatten(1, -2)).unflatten(1, states.shape[1:-1])
+
+
 def branch_size(config: LatentAttentionConfig) -> float:
     """
     Of what a branch adds to the token stream. There are up to three in a layer, and all of them together start about
@@ -101,10 +111,11 @@ class MultiHeadAttention(nn.Module):
         return states.unflatten(-1, (-1, self.head_dim)).transpose(-3, -2)
 
     def queries(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.heads(self.q_proj(hidden_states))
+        return self.heads(apply_linear(self.q_proj, hidden_states))
 
     def keys_values(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.heads(self.k_proj(hidden_states)), self.heads(self.v_proj(hidden_states))
+        keys, values = (apply_linear(linear, hidden_states) for linear in (self.k_proj, self.v_proj))
+        return self.heads(keys), self.heads(values)
 
     def forward(
         self,
@@ -137,7 +148,7 @@ class MultiHeadAttention(nn.Module):
             scaling=self.scaling,
             is_causal=False,
         )
-        output = self.o_proj(output.flatten(-2).unflatten(0, leading))
+        output = apply_linear(self.o_proj, output.flatten(-2).unflatten(0, leading))
         return output, None if weights is None else weights.unflatten(0, leading)
 
 

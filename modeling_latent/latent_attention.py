@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from .attention import MultiHeadAttention, attention_mask_of, branch_size, make_norm, take_cached
+from .attention import MultiHeadAttention, apply_linear, attention_mask_of, branch_size, make_norm, take_cached
 from .cache_latent import MemoryState, update_rows, write_slot
 from .chunk_layout import ChunkLayout, bidirectional_layout, grid_layout
 from .configuration_latent import LatentAttentionConfig
@@ -174,7 +174,8 @@ class LatentAttention(nn.Module):
 
     def compressed(self, out: torch.Tensor) -> torch.Tensor:
         """z1 `(..., M, D)` from what was read, `(..., H, M, d)`. Latents that read nothing stay as they are."""
-        return self.latents + self.input_to_latent.o_proj(out.transpose(-3, -2).flatten(-2).to(self.latents.dtype))
+        read = out.transpose(-3, -2).flatten(-2).to(self.latents.dtype)  # (..., M, H d)
+        return self.latents + apply_linear(self.input_to_latent.o_proj, read)
 
     def compress_bidirectional(self, inputs: torch.Tensor, layout: ChunkLayout) -> MemoryState:
         """Step 1, bidirectional: one set of latents per row, which has read all of its tokens; and step 2 on that."""

@@ -114,6 +114,17 @@ def check_attention_mask(attention_mask, inputs_embeds, continued: bool) -> torc
     return None if not is_tracing(valid) and valid.all() else valid
 
 
+def refuse_activated_lora(model: nn.Module) -> None:
+    """Its adapters act on the last so many tokens, by PEFT's count, and layers here see slots."""
+    for name, adapter in getattr(model, "peft_config", {}).items():
+        if getattr(adapter, "alora_invocation_tokens", None):
+            raise ValueError(
+                f"The adapter `{name}` has `alora_invocation_tokens` {adapter.alora_invocation_tokens}, but must have "
+                "none: activated LoRA counts tokens from the end of a row, and this model's layers see chunks. Train "
+                "a plain LoRA instead."
+            )
+
+
 def predictable(labels: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
     """`labels` `(B, T)` without that of each row's first token, which has nothing to be predicted from."""
     if attention_mask is None:

@@ -78,6 +78,7 @@ from .model_inputs import (
     check_past_of_mask,
     packed_starts,
     predictable,
+    refuse_activated_lora,
 )
 from .token_conv import convolve, make_token_conv
 
@@ -101,8 +102,9 @@ class GatedMLP(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`(R, N, S, D) -> (R, N, S, D)`, and what the convolution took in, after the `conv_inputs` of a cache."""
         hidden_states, conv_inputs = convolve(self.token_conv, hidden_states, layout, conv_inputs)
-        gated = self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states)
-        return self.down_proj(gated), conv_inputs
+        states = hidden_states.flatten(1, 2)  # (R, N S, D), see `apply_linear`
+        gated = self.act_fn(self.gate_proj(states)) * self.up_proj(states)
+        return self.down_proj(gated).view_as(hidden_states), conv_inputs
 
 
 class LatentAttentionDecoderLayer(GradientCheckpointingLayer):
@@ -336,7 +338,11 @@ class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, GenerationMixin
                 does not count, behind left padding either; for that of a packed sequence write -100, as
                 `DataCollatorWithFlattening` does.
             logits_to_keep: how many of the last tokens get logits, or their indices; 0 for all.
+
+        Raises:
+            `ValueError`: as the base model, and with an adapter of activated LoRA.
         """
+        refuse_activated_lora(self)
         outputs: LatentAttentionModelOutput = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

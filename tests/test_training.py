@@ -798,6 +798,52 @@ def test_rows_take_adapters_of_their_own_in_local_attention_and_mlp():
         close(together[row : row + 1], model(input_ids=input_ids[row : row + 1]).logits, atol=1e-5)
 
 
+STATES_OF_THREE_DIMENSIONS = {
+    "OFT": peft.OFTConfig(target_modules=r".*_proj", oft_block_size=4),
+    "GraLoRA": peft.GraloraConfig(target_modules=r".*_proj", r=4, gralora_k=2),
+}
+
+
+@pytest.mark.parametrize("kind", STATES_OF_THREE_DIMENSIONS)
+def test_adapters_that_ask_for_three_dimensions_train(kind):
+    input_ids = random_ids(2, LENGTH)
+    model = peft.get_peft_model(tiny_model(), STATES_OF_THREE_DIMENSIONS[kind])
+    before = model(input_ids=input_ids).logits
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(input_ids=input_ids, labels=input_ids).loss.backward()
+        optimizer.step()
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    assert [name for name, weight in trained.items() if weight.grad is None] == []
+    logits = model.eval()(input_ids=input_ids).logits
+    assert (logits - before).abs().max() > 1e-3
+    generated = model.generate(input_ids=input_ids, max_new_tokens=1, do_sample=False, pad_token_id=0)
+    assert torch.equal(generated[:, -1], logits[:, -1].argmax(-1))
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_every_linear_layer_gets_three_dimensions(is_causal):
+    """As in the library's models, and as LLM.int8 asks for."""
+    model, shapes, input_ids = tiny_model(is_causal=is_causal), [], random_ids(2, LENGTH)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(lambda module, args: shapes.append(args[0].shape))
+    model(input_ids, attention_mask=torch.ones_like(input_ids))
+    model(input_ids, position_ids=torch.arange(LENGTH).remainder(5).expand(2, -1))
+    if is_causal:
+        model.generate(input_ids, max_new_tokens=5, do_sample=False, pad_token_id=0)
+    assert {len(shape) for shape in shapes} == {3}
+
+
+def test_activated_lora_is_refused():
+    """It would act on the wrong tokens."""
+    settings = {"target_modules": r".*mlp.*_proj", "task_type": "CAUSAL_LM", "alora_invocation_tokens": [5, 6]}
+    model = peft.get_peft_model(tiny_model(), peft.LoraConfig(**settings))
+    with pytest.raises(ValueError, match=r"`default` has `alora_invocation_tokens` \[5, 6\], but must have none"):
+        model(input_ids=random_ids(2, LENGTH))
+
+
 def test_rows_are_not_taken_for_latents():
     """A batch of as many rows as there are latents would give each latent the adapter of a row."""
     model = two_adapters(target_modules=["q_proj"])
