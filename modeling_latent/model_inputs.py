@@ -72,12 +72,10 @@ def check_past_of_mask(attention_mask, tokens: torch.Tensor, cache) -> None:
     A cache can't take out again what it has read, so the mask of a batch must not hide it now. Waits for the device.
 
     Not of a single row, which has not ended before another: where no mask is given, the library guesses one from
-    padding tokens, and the row may have meant them.
+    padding tokens, and the row may have meant them. Nor of another model's cache, which the forward refuses.
     """
     layers = getattr(cache, "layers", [])
-    state = (
-        getattr(used_layer(layers), "state", None) if layers else None
-    )  # another model's cache is the forward's to refuse
+    state = getattr(used_layer(layers), "state", None) if layers else None
     batch, new = tokens.shape[:2]
     if state is None or attention_mask is None or batch == 1 or attention_mask.shape[1] == new:
         return
