@@ -75,13 +75,18 @@ def check_checkpoint(args: argparse.Namespace) -> Checkpoint:
 
 
 def check_config(path: Path):
-    """Only language models are uploaded: the export and its card are made for one."""
+    """Only language models are uploaded, as they were trained: the export and its card are made for one."""
     config = read_json(path)
     for field, allowed in (("model_type", [MODEL_TYPE]), ("architectures", [ARCHITECTURES, None])):
         if config.get(field) not in allowed:
             raise BadInput(f"{field} in {path} is {config.get(field)!r}, only {allowed[0]!r} is allowed")
     if not config.get("is_causal", True):
         raise BadInput(f"is_causal in {path} is False, only True is allowed: the model could not generate")
+    if config.get("quantization_config"):
+        raise BadInput(
+            f"quantization_config in {path} is given, only weights that are not quantized are allowed; upload those "
+            "that these were made from, and who loads them quantizes them"
+        )
 
 
 def find_base(args: argparse.Namespace) -> Checkpoint:

@@ -795,6 +795,10 @@ BAD_CHECKPOINTS = {
         "only ['LatentAttentionForCausalLM'] is allowed",
     ),
     "bidirectional": (lambda folder: change_config(folder, is_causal=False), "is_causal"),
+    "quantized": (
+        lambda folder: change_config(folder, quantization_config={"quant_method": "bitsandbytes"}),
+        "quantization_config",
+    ),
     "bad value": (lambda folder: change_config(folder, chunk_size=0), "chunk_size"),
     "other shape": (lambda folder: change_config(folder, num_latents=5), "does not load"),
     "too many layers": (lambda folder: change_config(folder, num_hidden_layers=3), "missing_keys"),
