@@ -113,7 +113,8 @@ def test_local_map_multiplies_back_to_local_attention():
     local.v_proj.register_forward_hook(lambda *call: seen.update(values=call[2]))
     local.register_forward_hook(lambda *call: seen.update(output=call[2][0]))
     weights = maps(model, random_ids(1, 8)).local_attentions[0]
-    windows = torch.cat([torch.zeros_like(seen["values"][:, :1]), seen["values"]], dim=1)  # (B, N + 1, C, Hkv d)
+    values = seen["values"].unflatten(1, (2, C))  # (B, N, C, Hkv d)
+    windows = torch.cat([torch.zeros_like(values[:, :1]), values], dim=1)  # (B, N + 1, C, Hkv d)
     for n in range(2):
         window = windows[:, n : n + 2].flatten(1, 2)
         added = local.o_proj(multiply(weights[:, :, n * C : (n + 1) * C], window, model.config))
