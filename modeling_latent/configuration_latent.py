@@ -39,8 +39,10 @@ POSITIVE_FIELDS = (
     "num_latents",
     "chunk_size",
 )
-LLAMA3_FIELDS = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
-ROPE_FIELDS = {"default": {"rope_theta"}, "llama3": {"rope_theta", *LLAMA3_FIELDS}}  # by `rope_type`
+ROPE_FIELDS = {  # by `rope_type`
+    "default": {"rope_theta"},
+    "llama3": {"rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
+}
 
 
 @strict
@@ -151,7 +153,7 @@ class LatentAttentionConfig(PreTrainedConfig):
         self.rope_parameters = {**plain, **scaled, **older, **(self.rope_parameters or {})}
         self.validate_rope()
         if self.rope_parameters["rope_type"] == "llama3":
-            # Without effect here. The library asks for it where it reads a configuration without its code.
+            # No limit of the model. The library asks for it where it reads a configuration without its code.
             factor, length = (self.rope_parameters[name] for name in ("factor", "original_max_position_embeddings"))
             kwargs.setdefault("max_position_embeddings", int(factor * length))
         super().__post_init__(**kwargs)
@@ -164,7 +166,7 @@ class LatentAttentionConfig(PreTrainedConfig):
         """Nothing is left to do; the library would ask for a maximum length, which there is not."""
 
     def validate_rope(self):
-        numbers = dict(self.rope_parameters)
+        numbers = dict(self.rope_parameters or {})
         fields = ROPE_FIELDS.get(str(numbers.pop("rope_type", "default")))
         self._require(
             numbers.keys() == fields

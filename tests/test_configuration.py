@@ -223,6 +223,7 @@ def test_arguments_of_from_pretrained_override_and_unknown_ones_come_back(tmp_pa
         {"hidden_act": "sillu"},
         {"conv_kernel_size": -1},
         {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}},
+        {"rope_parameters": None},
     ],
 )
 def test_bad_values_are_refused_while_weights_are_loaded_too(overrides, tmp_path):

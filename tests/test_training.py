@@ -728,12 +728,13 @@ def test_two_processes_that_share_a_model_equal_one(parallel, tied, tmp_path):
     model, input_ids = tiny_model(vocab_size=32, tie_word_embeddings=tied), random_ids(2, LENGTH)
     inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
     inputs["attention_mask"][0, :3] = 0
+    real = inputs["attention_mask"].bool()
     model.save_pretrained(tmp_path)
     arguments = (tmp_path, PLANS[parallel], *inputs.values())
     torch.multiprocessing.spawn(run_in_parallel, arguments, nprocs=2)
     for rank in range(2):
         logits, generated, grads, whole = torch.load(tmp_path / f"{rank}.pt")
-        close(logits[inputs["attention_mask"].bool()], model(**inputs).logits[inputs["attention_mask"].bool()])
+        close(logits[real], model(**inputs).logits[real])
         assert torch.equal(generated, model.generate(**inputs, **GREEDY))
         if parallel == "tensor":
             assert not [name for name in whole if "_proj" in name or "lm_head" in name]
