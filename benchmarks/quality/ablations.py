@@ -50,7 +50,6 @@ VARIANTS = {
 }
 # Two forms of one size: what the parts are worth, and what else might help. The rest takes long or is in NOTES.md.
 PARTS = ("base", "a quarter of the latents", "chunks twice as long", "no local attention")
-PARTS += ("no convolution before the MLP", "no convolution before the memory", "convolutions of 2 tokens")
 PARTS += ("no refinement", "latents in every second layer", "local attention in the own chunk only")
 LEFT_OUT = ("twice the latents", "four times the latents", "chunks half as long", "no convolution")
 LEFT_OUT += ("start: content at 0.02", "start: branches as large as in GPT-2")

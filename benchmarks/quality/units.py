@@ -110,7 +110,10 @@ def run_all(units: list[dict], run_unit: Callable, args: Namespace):
 
 
 def start(run_unit: Callable, unit: dict, job: Job) -> dict | None:
-    return run_unit(unit, job) if time.time() < job.deadline else None
+    """The unit's result with the `seconds` that it took, evaluation and all, since the last interruption."""
+    begin = time.time()
+    result = run_unit(unit, job) if begin < job.deadline else None
+    return result and {**result, "seconds": time.time() - begin}
 
 
 def digest(unit: dict) -> str:
