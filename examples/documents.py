@@ -56,15 +56,20 @@ def local_files(path: Path) -> DatasetDict:
 def split(documents: DatasetDict) -> DatasetDict:
     """Train and validation, split between documents; always the same split of the same documents."""
     if "validation" in documents:
+        if not len(documents["validation"]):
+            raise ValueError("--dataset has no text in its split `validation` but must have some: add it there.")
         return documents
     if len(documents["train"]) < 2:
-        raise ValueError("--dataset holds a single document but at least 2 are needed, one of them for validation.")
+        raise ValueError(
+            f"--dataset holds {len(documents['train'])} documents with text but at least 2 are needed, one of them "
+            "for validation."
+        )
     parts = documents["train"].train_test_split(VALIDATION_SHARE, seed=0)
     return DatasetDict(train=parts["train"], validation=parts["test"])
 
 
 def load_documents(dataset: str | None) -> DatasetDict:
-    """`train` and `validation`, each with a column `text`. See `--dataset` of train.py."""
+    """`train` and `validation`, each with a column `text`, without empty documents. See `--dataset` of train.py."""
     if dataset is None:
         documents = DatasetDict(train=standard_library())
     elif Path(dataset).exists():
@@ -75,4 +80,4 @@ def load_documents(dataset: str | None) -> DatasetDict:
     columns = documents["train"].column_names
     if "text" not in columns:
         raise ValueError(f"--dataset has the columns {columns} but must have one named `text`: rename it to that.")
-    return split(documents)
+    return split(documents.filter(bool, input_columns="text"))

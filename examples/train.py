@@ -20,8 +20,9 @@ Train a causal language model on text, from scratch or from a checkpoint.
     python examples/train.py --output_dir out --model path/to/checkpoint         # fine-tune
     python examples/train.py --output_dir out --resume                           # go on after an interruption
 
-Every flag of transformers' `TrainingArguments` works too. A fresh model wants a larger `--learning_rate` than their
-default, which is made for fine-tuning: the Makefile has the recipe of `make demo`.
+Every flag of transformers' `TrainingArguments` works too, but those that change how an evaluation is put together. A
+fresh model wants a larger `--learning_rate` than their default, which is made for fine-tuning: the Makefile has the
+recipe of `make demo`.
 """
 
 import json
@@ -54,6 +55,8 @@ from loss_curve import save_loss_curve
 CONFIGURATION = Path(__file__).parents[1] / "configuration" / "latent-tiny"
 END_OF_TEXT, PADDING = "<|endoftext|>", "<|padding|>"
 TOKENIZER_DOCUMENTS = 20_000  # to learn a vocabulary from, which needs no more and must fit into memory
+# Bits per byte are counted once, over the predictions of the whole validation.
+WHOLE_EVALUATION = {"prediction_loss_only": False, "eval_do_concat_batches": True, "batch_eval_metrics": False}
 
 
 @dataclass
@@ -85,6 +88,15 @@ class ExampleArguments:
             raise ValueError(f"--block_size is {self.block_size} but must be at least 2: a token and its successor.")
 
 
+def check_evaluation(training_args: TrainingArguments) -> None:
+    for name, needed in WHOLE_EVALUATION.items():
+        if getattr(training_args, name) != needed:
+            raise ValueError(
+                f"--{name} is {not needed} but must be {needed}: bits per byte are counted over the predictions of "
+                "the whole validation. Leave it out."
+            )
+
+
 def checkpoint_to_resume(output_dir: str) -> str:
     checkpoint = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
     if checkpoint is None:
@@ -97,14 +109,17 @@ def checkpoint_to_resume(output_dir: str) -> str:
 
 def train_tokenizer(documents: Dataset, vocab_size: int) -> PreTrainedTokenizerFast:
     """Byte-level BPE: no text is out of its vocabulary, and decoding gives back every byte."""
+    special_tokens, alphabet = [END_OF_TEXT, PADDING], pre_tokenizers.ByteLevel.alphabet()
+    least = len(special_tokens) + len(alphabet)
+    if vocab_size < least:
+        raise ValueError(
+            f"`vocab_size` in the --config is {vocab_size} but must be at least {least}: {len(alphabet)} bytes and "
+            f"{len(special_tokens)} special tokens."
+        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT, PADDING],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special_tokens, initial_alphabet=alphabet)
     texts = documents.take(min(len(documents), TOKENIZER_DOCUMENTS))["text"]
     tokenizer.train_from_iterator(texts, trainer, length=len(texts))
     return PreTrainedTokenizerFast(
@@ -112,10 +127,11 @@ def train_tokenizer(documents: Dataset, vocab_size: int) -> PreTrainedTokenizerF
     )
 
 
-def load_model(args: ExampleArguments) -> PreTrainedModel:
+def load_model(args: ExampleArguments, checkpoint: str | None) -> PreTrainedModel:
+    """A fresh one that resumes gets the checkpoint's weights from the `Trainer`."""
     if args.model:
         return AutoModelForCausalLM.from_pretrained(args.model)
-    return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(args.config or CONFIGURATION))
+    return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(args.config or checkpoint or CONFIGURATION))
 
 
 def load_tokenizer(source: str | None, documents: Dataset, vocab_size: int) -> PreTrainedTokenizerBase:
@@ -165,10 +181,11 @@ def save_evaluation(metrics: dict[str, float], file: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args, training_args = HfArgumentParser((ExampleArguments, TrainingArguments)).parse_args_into_dataclasses(argv)
+    check_evaluation(training_args)
     set_seed(training_args.seed)
     checkpoint = checkpoint_to_resume(training_args.output_dir) if args.resume else None
     documents = load_documents(args.dataset)
-    model = load_model(args)
+    model = load_model(args, checkpoint)
     tokenizer = load_tokenizer(checkpoint or args.model, documents["train"], model.config.vocab_size)
 
     columns = documents["train"].column_names

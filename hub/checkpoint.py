@@ -94,6 +94,7 @@ def find_base(args: argparse.Namespace) -> Checkpoint:
     folder, config_file = args.checkpoint, args.checkpoint / "adapter_config.json"
     config = read_json(config_file)
     base, task_type = config.get("base_model_name_or_path"), config.get("task_type")
+    revision = config.get("revision")  # of the base; none stands for the newest
     if task_type not in ("CAUSAL_LM", None):
         raise BadInput(
             f"task_type in {config_file} is {task_type!r}, only 'CAUSAL_LM' is allowed: of a head for another task "
@@ -108,11 +109,12 @@ def find_base(args: argparse.Namespace) -> Checkpoint:
             "first and put its repository id there, or give --merge"
         )
     try:
-        snapshot = huggingface_hub.snapshot_download(base or "", local_files_only=True)
+        snapshot = huggingface_hub.snapshot_download(base or "", revision=revision, local_files_only=True)
     except (HFValidationError, LocalEntryNotFoundError) as error:
+        at = f" --revision {revision}" if revision else ""
         raise BadInput(
-            f"base_model_name_or_path in {config_file} is {base!r}, neither a folder nor a model in the local cache; "
-            f"run `hf download {base}` first"
+            f"base_model_name_or_path in {config_file} is {base!r}, neither a folder nor a model in the local cache "
+            f"(revision {revision!r}); run `hf download {base}{at}` first"
         ) from error
     return Checkpoint(folder, base, Path(snapshot), args.merge)
 

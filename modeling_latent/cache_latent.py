@@ -16,7 +16,7 @@
 from typing import NamedTuple
 
 import torch
-from transformers.cache_utils import STATIC_LAYER_TYPE_MAPPING, CacheLayerMixin
+from transformers.cache_utils import STATIC_LAYER_TYPE_MAPPING, CacheLayerMixin, DynamicCache
 
 from .chunk_layout import ChunkLayout
 from .configuration_latent import LatentAttentionConfig
@@ -147,8 +147,19 @@ class LatentAttentionCacheLayer(CacheLayerMixin):
         self.state: LatentState | None = None
         self.length = 0
         self.rearranged = 0  # how often rows were exchanged, expanded or selected
-        self.record_past = False
         self.history: list[tuple] = []  # (tokens, state before, chunks, layout) of each forward
+        self.record_past = False
+
+    @property
+    def record_past(self) -> bool:
+        """Whether forwards are remembered. The library stops that by setting it, and what was recorded then goes."""
+        return self._record_past
+
+    @record_past.setter
+    def record_past(self, record: bool) -> None:
+        self._record_past = record
+        if not record:
+            self.history = []
 
     def lazy_initialization(self, state: LatentState) -> None:
         self.is_initialized = True
@@ -172,7 +183,7 @@ class LatentAttentionCacheLayer(CacheLayerMixin):
         self.length += tokens
 
     def activate_past_recording(self) -> None:
-        """From now on remember what `crop` needs. Memory then grows until `crop` is called."""
+        """From now on remember what `crop` needs. Memory grows until it is called, or `record_past` set to False."""
         self.record_past = True
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -268,6 +279,12 @@ class StaticLatentAttentionCacheLayer(LatentAttentionCacheLayer):
     def reset(self) -> None:
         super().reset()
         self.length = torch.tensor(0, dtype=torch.long)
+
+
+def add_layers(cache, config: LatentAttentionConfig) -> None:
+    """To a `DynamicCache()`, which was made without a configuration and would come to have layers as they are used."""
+    if isinstance(cache, DynamicCache) and not cache.layers:
+        cache.layers.extend(LatentAttentionCacheLayer() for _ in range(config.num_hidden_layers))
 
 
 def take_over_empty_layers(layers: list) -> None:

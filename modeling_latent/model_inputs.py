@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from transformers.utils.import_utils import is_tracing
 
-from .cache_latent import state_fields, take_over_empty_layers
+from .cache_latent import add_layers, state_fields, take_over_empty_layers
 from .cache_name import CACHE_NAME
 from .configuration_latent import LatentAttentionConfig
 
@@ -158,6 +158,21 @@ def restarts(position_ids: torch.Tensor, valid: torch.Tensor | None, first: bool
     return starts if valid is None else starts & valid
 
 
+def check_answers(positions: tuple[torch.Tensor, ...], padding: torch.Tensor) -> None:
+    """
+    That no `positions`, `(B,)` each, are in the `padding` `(B, T)`, where the loss would be infinite. Those beyond the
+    row don't count, and negative ones are read as 0, as the library's loss does. Waits for the device.
+    """
+    length = padding.shape[1]
+    beyond = nn.functional.pad(padding, (0, 1))  # (B, T + 1)
+    places = torch.stack([position.flatten().clamp(0, length) for position in positions], dim=1)  # (B, 2)
+    refuse(
+        beyond.gather(1, places).any(),
+        "`start_positions` and `end_positions` must be those of real tokens, but some are in the padding, which never "
+        "holds an answer. For a question without one take the row's first real token: 0, if you pad on the right.",
+    )
+
+
 def sequence_numbers(cu_seq_lens_q: torch.Tensor, batch: int, length: int, device: torch.device) -> torch.Tensor:
     """
     `seq_idx` `(1, T)` from where sequences start, and where the last ends. What lies before and behind them, as
@@ -230,8 +245,9 @@ def check_cache(cache, config: LatentAttentionConfig, inputs_embeds) -> torch.Te
             f"`{CACHE_NAME}` is for causal models: with `is_causal=False` every token sees the future, so nothing "
             "can be kept. Leave it out."
         )
-    # By name: a copy of this code that was loaded from the Hub has classes of its own.
+    add_layers(cache, config)
     layers = getattr(cache, "layers", [])
+    # By name: a copy of this code that was loaded from the Hub has classes of its own.
     names = {getattr(layer, "_layer_type", None) or type(layer).__name__ for layer in layers}
     own = {config.model_type, "StaticLatentAttentionCacheLayer"}
     if not names or not names <= own or len(layers) != config.num_hidden_layers:

@@ -64,7 +64,7 @@ from .attention_maps import (
     recorded,
     what_to_record,
 )
-from .cache_latent import LatentState
+from .cache_latent import LatentState, add_layers
 from .cache_name import CACHE_NAME, cache_of, one_cache, refuse_other_names
 from .chunk_layout import ChunkLayout, bidirectional_layout, grid_layout, step_layout
 from .configuration_latent import LatentAttentionConfig
@@ -72,6 +72,7 @@ from .latent_attention import LatentAttention, init_weights
 from .local_attention import LocalAttention, local_attention_mask, window_positions
 from .model_inputs import (
     TokensSeen,
+    check_answers,
     check_attention_mask,
     check_cache,
     check_inputs,
@@ -223,7 +224,7 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
                 the past, only the last T columns count.
             position_ids: `(B, T)`; where they start anew, at 0 or by not rising, a new packed sequence starts.
                 Positions have no other meaning here, and must not start anew beside a cache with tokens.
-            cache: a `DynamicCache(config=model.config)` or `StaticCache`.
+            cache: a `DynamicCache` or a `StaticCache(config=model.config, ...)`.
             use_cache: whether to return one; never in a bidirectional model.
             cu_seq_lens_q: `(sequences + 1,)`, where packed sequences start in the one row, and where the last ends.
             seq_idx: `(B, T)`, number of the packed sequence that a token belongs to; another way to say the same.
@@ -407,6 +408,7 @@ class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, GenerationMixin
 
     def _assisted_decoding(self, *args, **kwargs):
         """The library's, which has the cache record every forward, and would leave it doing so."""
+        add_layers(kwargs.get(CACHE_NAME), self.config)  # now, as the library asks them to record
         layers = getattr(kwargs.get(CACHE_NAME), "layers", [])
         recording = [getattr(layer, "record_past", False) for layer in layers]
         try:
@@ -414,8 +416,6 @@ class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, GenerationMixin
         finally:
             for layer, was_recording in zip(layers, recording, strict=True):
                 layer.record_past = was_recording
-                if not was_recording:
-                    layer.history = []
 
     def _update_model_kwargs_for_generation(self, outputs, model_kwargs, num_new_tokens: int = 1, **kwargs):
         model_kwargs = super()._update_model_kwargs_for_generation(
@@ -468,12 +468,13 @@ class LatentAttentionForMaskedLM(LatentAttentionPreTrainedModel):
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LatentAttentionMaskedLMOutput:
         """Arguments as in [`LatentAttentionModel`], and `labels` `(B, T)`, -100 where no token is to be filled in."""
-        outputs = self.model(input_ids, attention_mask, inputs_embeds=inputs_embeds, **kwargs)
+        outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds=inputs_embeds, **kwargs)
         logits = self.lm_head(outputs.last_hidden_state)  # (B, T, V)
         loss = None
         if labels is not None:
@@ -500,6 +501,7 @@ class LatentAttentionForSequenceClassification(GenericForSequenceClassification,
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -509,7 +511,7 @@ class LatentAttentionForSequenceClassification(GenericForSequenceClassification,
         `attention_mask` is 0. Without a mask the model reads it; what is pooled then leaves out the padding token, if
         there is one.
         """
-        outputs = self.model(input_ids, attention_mask, inputs_embeds=inputs_embeds, **kwargs)
+        outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds=inputs_embeds, **kwargs)
         logits = self.score(outputs.last_hidden_state)  # (B, T, labels)
         pooled_logits = self.pool(logits, real_tokens(self.config, input_ids, attention_mask, logits))
         loss = None
@@ -546,13 +548,20 @@ class LatentAttentionForQuestionAnswering(GenericForQuestionAnswering, LatentAtt
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         start_positions: torch.LongTensor | None = None,
         end_positions: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> QuestionAnsweringModelOutput:
-        """Arguments as in [`LatentAttentionModel`], and `start_positions` and `end_positions`, `(B,)`."""
-        outputs = self.model(input_ids, attention_mask, inputs_embeds=inputs_embeds, **kwargs)
+        """
+        Arguments as in [`LatentAttentionModel`], and `start_positions` and `end_positions`, `(B,)`; from `T` on they
+        don't count.
+
+        Raises:
+            `ValueError`: as the base model, and for positions in the padding.
+        """
+        outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds=inputs_embeds, **kwargs)
         logits = self.qa_outputs(outputs.last_hidden_state)  # (B, T, 2)
         padding = ~real_tokens(self.config, input_ids, attention_mask, logits).bool()
         logits = logits.masked_fill(padding[..., None], torch.finfo(logits.dtype).min)
@@ -560,6 +569,7 @@ class LatentAttentionForQuestionAnswering(GenericForQuestionAnswering, LatentAtt
         loss = None
         if start_positions is not None and end_positions is not None:
             positions = (start_positions.to(logits.device), end_positions.to(logits.device))
+            check_answers(positions, padding)
             loss = self.loss_function(start_logits, end_logits, *positions, **kwargs)
         return QuestionAnsweringModelOutput(
             loss=loss,

@@ -19,6 +19,7 @@ import math
 
 import pytest
 import torch
+from datasets import Dataset, DatasetDict
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import documents
@@ -101,9 +102,8 @@ def test_compressors_are_measured_one_text_at_a_time():
 
 
 def test_resuming_goes_on_where_training_stopped(trained, texts, config_folder, tmp_path):
-    config = ["--config", str(config_folder)]
-    train.main(flags(texts, tmp_path, *config, "--max_steps", "6"))
-    train.main(flags(texts, tmp_path, *config, "--resume"))
+    train.main(flags(texts, tmp_path, "--config", str(config_folder), "--max_steps", "6"))
+    train.main(flags(texts, tmp_path, "--resume"))  # of the checkpoint's configuration
     weights = [AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (tmp_path, trained)]
     for name, value in weights[0].items():
         torch.testing.assert_close(value, weights[1][name], atol=1e-5, rtol=1e-4)
@@ -118,6 +118,32 @@ def test_a_text_file_is_a_document_and_other_files_are_refused(tmp_path):
     for path in (tmp_path / "rows.jsonl", tmp_path):
         with pytest.raises(ValueError, match=r"must be a \.txt file, a \.parquet file, or a folder of the one"):
             documents.local_files(path)
+
+
+def test_documents_without_text_are_left_out(tmp_path):
+    Dataset.from_dict({"text": ["one", None, "", "two"]}).to_parquet(tmp_path / "rows.parquet")
+    parts = documents.load_documents(str(tmp_path))
+    assert {text for part in parts.values() for text in part["text"]} == {"one", "two"}
+    for texts, reason in (["one", ""], "holds 1 documents with text"), (["", None], "holds 0 documents with text"):
+        Dataset.from_dict({"text": texts}).to_parquet(tmp_path / "rows.parquet")
+        with pytest.raises(ValueError, match=reason):
+            documents.load_documents(str(tmp_path))
+    empty = DatasetDict(train=Dataset.from_dict({"text": ["one"]}), validation=Dataset.from_dict({"text": []}))
+    with pytest.raises(ValueError, match="no text in its split `validation`"):
+        documents.split(empty)
+
+
+@pytest.mark.parametrize(
+    "flag", ["--prediction_loss_only true", "--eval_do_concat_batches false", "--batch_eval_metrics true"]
+)
+def test_flags_that_take_an_evaluation_apart_are_refused_before_training(flag, texts, tmp_path):
+    with pytest.raises(ValueError, match="bits per byte are counted over the predictions of the whole validation"):
+        train.main(flags(texts, tmp_path, *flag.split()))
+
+
+def test_a_vocabulary_too_small_for_all_bytes_is_refused(texts):
+    with pytest.raises(ValueError, match="is 257 but must be at least 258"):
+        train.train_tokenizer(documents.load_documents(str(texts))["train"], vocab_size=257)
 
 
 def test_resuming_without_a_checkpoint_says_so(texts, tmp_path):

@@ -747,6 +747,30 @@ def test_a_crop_can_be_followed_by_one_that_goes_further_back():
         cache.crop(-start)
 
 
+@pytest.mark.parametrize("settings", [{}, {"prompt_lookup_num_tokens": 2}], ids=str)
+def test_a_cache_made_without_a_configuration_gets_layers(settings):
+    model, prompt, cache = double_model(), random_ids(1, 6), DynamicCache()
+    assert torch.equal(generate(model, prompt, cache=cache, **settings), generate(model, prompt))
+    expected = cache_of(generate(model, prompt, return_dict_in_generate=True))
+    for ours, theirs in zip(cache.layers, expected.layers, strict=True):
+        torch.testing.assert_close(tree_leaves(ours.state), tree_leaves(theirs.state), **CLOSE)
+
+
+def test_nothing_recorded_is_left_when_recording_stops():
+    """As the library stops it: forwards after that are not recorded, so a crop must not undo those before."""
+    model = double_model()
+    cache = DynamicCache(config=model.config)
+    cache.activate_past_recording()
+    model(random_ids(2, 13), cache=cache)
+    for layer in cache.layers:
+        layer.record_past = False
+    model(random_ids(2, 5, seed=7), cache=cache)
+    assert all(layer.history == [] for layer in cache.layers)
+    with pytest.raises(RuntimeError, match="activate_past_recording"):
+        cache.crop(-2)
+    assert cache.get_seq_length() == 18
+
+
 def test_the_cache_of_assisted_generation_stays_of_constant_size():
     model, prompt = double_model(), random_ids(1, 6)
     cache = DynamicCache(config=model.config)
@@ -908,12 +932,11 @@ def test_caches_that_it_cannot_have_are_refused(settings, reason):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: DynamicCache(),
         lambda: DynamicCache(config=LlamaConfig(num_hidden_layers=2)),
         lambda: StaticCache(config=LlamaConfig(num_hidden_layers=2), max_cache_len=64),
         lambda: DynamicCache(config=double_model(num_hidden_layers=3).config),
     ],
-    ids=["no config", "Llama", "static Llama", "more layers"],
+    ids=["Llama", "static Llama", "more layers"],
 )
 def test_an_empty_cache_made_for_another_model_is_refused(make):
     for call in (double_model(), functools.partial(generate, double_model())):

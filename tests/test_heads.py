@@ -22,6 +22,7 @@ import turtle
 
 import pytest
 import torch
+from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForMaskedLM,
@@ -30,6 +31,8 @@ from transformers import (
     AutoModelForTokenClassification,
     DynamicCache,
     PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
     pipeline,
 )
 
@@ -106,6 +109,35 @@ def test_an_answer_is_never_in_the_padding(is_causal):
         for ids, real in zip(input_ids, mask, strict=True)
     ]
     torch.testing.assert_close(outputs.loss, sum(losses) / 2)
+
+
+def test_an_answer_in_the_padding_is_refused():
+    """Its loss would be infinite. Places behind the row are what the library's loss leaves out."""
+    model, input_ids = head_model(AutoModelForQuestionAnswering), random_ids(2, 13)
+    mask = torch.ones(2, 13, dtype=torch.long)
+    mask[0, :5] = 0
+    first, last = torch.tensor([5, 0]), torch.tensor([12, 99])
+    assert model(input_ids, mask, start_positions=first, end_positions=last).loss.isfinite()
+    for start, end in ((0, 12), (5, 4), (-100, 12)):
+        wrong = torch.tensor([start, 3]), torch.tensor([end, 3])
+        with pytest.raises(ValueError, match="some are in the padding.*first real token"):
+            model(input_ids, mask, start_positions=wrong[0], end_positions=wrong[1])
+
+
+@pytest.mark.parametrize("auto_class", HEADS)
+def test_trainer_leaves_every_head_its_position_ids(auto_class, tmp_path):
+    """It drops columns of a data set that the forward does not name; packed rows would read each other."""
+    model = head_model(auto_class, num_labels=3)
+    labels = [0] * 12 if auto_class in (AutoModelForMaskedLM, AutoModelForTokenClassification) else 0
+    row = {"input_ids": random_ids(12).tolist(), "position_ids": [*range(5), *range(7)], "labels": labels}
+    if auto_class is AutoModelForQuestionAnswering:
+        row |= {"start_positions": 3, "end_positions": 4}
+        row.pop("labels")
+    arguments = TrainingArguments(tmp_path, report_to=[], use_cpu=True, disable_tqdm=True)
+    evaluated = Trainer(model, arguments, eval_dataset=Dataset.from_list([row])).evaluate()["eval_loss"]
+    inputs = {name: torch.tensor([value]) for name, value in row.items()}
+    assert evaluated == pytest.approx(model(**inputs).loss.item(), abs=1e-5)
+    assert evaluated != pytest.approx(model(**{**inputs, "position_ids": None}).loss.item(), abs=1e-3)
 
 
 def test_pooling_is_by_the_last_token_or_by_the_mean():

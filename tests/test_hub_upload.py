@@ -226,6 +226,21 @@ def save_adapter(folder: Path, base: str, repo_id: str | None = None):
     adapter.save_pretrained(folder)
 
 
+def change_weights(folder: Path):
+    """Of a checkpoint, in place."""
+    from safetensors.torch import load_file, save_file
+
+    weights = {name: 1.5 * tensor for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def download(repo_id: str):
+    """What `hf download` leaves in the cache."""
+    from huggingface_hub import snapshot_download
+
+    snapshot_download(repo_id)
+
+
 def save_prompts(folder: Path, base: str):
     """An adapter of learned prompts, which changes no weight."""
     from peft import PromptTuningConfig, get_peft_model
@@ -659,6 +674,34 @@ def test_adapter_merged(upload, worker, hub, saved, tmp_path):
     expected = worker(logits_of, tmp_path / "adapter")
     assert worker(logits_of, tmp_path / "merged") == pytest.approx(expected, abs=1e-3)
     assert expected != pytest.approx(worker(logits_of, saved), abs=1e-3)
+
+
+def test_an_adapter_goes_on_the_revision_that_it_was_trained_on(upload, worker, hub, saved, tmp_path):
+    pytest.importorskip("peft")
+    upload(saved, "--skip-verify", repo_id="me/base")
+    worker(save_adapter, tmp_path / "adapter", "me/base", "me/base")
+    expected = worker(logits_of, tmp_path / "adapter")
+    trained_on = hub.repos["me/base"].branches["main"]
+    config_file = tmp_path / "adapter" / "adapter_config.json"
+    config_file.write_text(json.dumps({**json.loads(config_file.read_text()), "revision": trained_on}))
+    newer = Path(shutil.copytree(saved, tmp_path / "newer"))
+    worker(change_weights, newer)
+    upload(newer, "--skip-verify", repo_id="me/base")
+    worker(download, "me/base")
+    assert hub.repos["me/base"].branches["main"] != trained_on
+
+    result = upload(tmp_path / "adapter")
+    assert result.code == 0, result.err
+    assert f'revision="{trained_on}"' in printed(result, "load it")
+    assert upload(tmp_path / "adapter", "--merge", repo_id="me/merged").code == 0
+    (tmp_path / "merged").mkdir()
+    for name, content in hub.repos["me/merged"].files().items():
+        (tmp_path / "merged" / name).write_bytes(content)
+    assert worker(logits_of, tmp_path / "merged") == pytest.approx(expected, abs=1e-3)
+
+    config_file.write_text(json.dumps({**json.loads(config_file.read_text()), "revision": "f" * 40}))
+    refused = upload(tmp_path / "adapter", "--dry-run")
+    assert refused.code == 2 and f"hf download me/base --revision {'f' * 40}" in refused.err
 
 
 def test_an_adapter_that_cannot_be_merged(upload, worker, hub, saved, tmp_path):
