@@ -34,7 +34,7 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def assemble(args: argparse.Namespace, checkpoint: Checkpoint, export: Path) -> dict:
-    """Fills the empty folder `export`; returns the logits that it must give."""
+    """Fills the empty folder `export`; returns the logits that it must give, an adapter on its base."""
     extras = included_files(args)
     model = load_model(checkpoint)
     reference = reference_logits(model, args.merge)
@@ -51,7 +51,7 @@ def assemble(args: argparse.Namespace, checkpoint: Checkpoint, export: Path) -> 
     card.save(export / "README.md")
     shutil.copyfile(find_license(args, card), export / "LICENSE")
     copy_extras(args, extras, export)
-    return reference
+    return {**reference, "base": str(checkpoint.base_folder) if checkpoint.is_adapter else None}
 
 
 def copy_extras(args: argparse.Namespace, extras: list[str], export: Path):

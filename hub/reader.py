@@ -35,7 +35,7 @@ def load_as_a_reader(export: str, reference: str):
         for class_reference in config.auto_map.values():
             get_class_from_dynamic_module(class_reference, export)
         AutoModel.from_pretrained(export, trust_remote_code=True)
-    model = AutoModelForCausalLM.from_pretrained(export, trust_remote_code=True)
+    model = load_model(export, expected["base"])
     with torch.no_grad():
         logits = model(expected["input_ids"]).logits
     difference = ((logits - expected["logits"]).float().norm() / expected["logits"].float().norm()).item()
@@ -46,12 +46,23 @@ def load_as_a_reader(export: str, reference: str):
     print(f"generated   {generate(export, model, expected['input_ids'])!r}")
 
 
+def load_model(export: str, base: str | None) -> torch.nn.Module:
+    """As the card tells it; an adapter on its `base`, the revision that it was trained on."""
+    model = AutoModelForCausalLM.from_pretrained(base or export, trust_remote_code=True)
+    if base is None:
+        return model
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, export)
+
+
 def generate(export: str, model: torch.nn.Module, input_ids: torch.Tensor) -> str | list[int]:
     """Twenty tokens through a pipeline, or without a tokenizer, which a pipeline needs, as numbers."""
     length = {"min_new_tokens": GENERATED_TOKENS, "max_new_tokens": GENERATED_TOKENS}
     if not Path(export, TOKENIZER_CONFIG).is_file():
         return model.generate(input_ids, **length)[0, input_ids.shape[1] :].tolist()
-    generator = pipeline("text-generation", model=export, trust_remote_code=True)
+    whole = Path(export, "config.json").is_file()
+    generator = pipeline("text-generation", export if whole else model, tokenizer=export, trust_remote_code=True)
     # Text of the tokenizer's own making is never empty, whatever its vocabulary.
     prompt = generator.tokenizer.decode(input_ids[0], skip_special_tokens=True)
     return generator(prompt, return_full_text=False, **length)[0]["generated_text"]
