@@ -92,7 +92,7 @@ FORMS = {
         "bfloat16": True,
         "learning_rates": (2e-3,),
         "seeds": (0,),
-        "models": [  # in the order in which they run: the slowest of the first three first
+        "models": [
             ("latents_and_window", {}),
             ("window", {}),
             ("full_attention", {}),

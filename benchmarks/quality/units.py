@@ -88,7 +88,8 @@ def run_units(
     finished = read_finished(file)
     waiting = [unit for unit in units if key_of(unit) not in finished]
     origin = {"revision": record.revision(), "machine": record.machine(args.device, args.jobs)}
-    for unit, result in run_all(waiting, run_unit, args):
+    # From the end, where the slow models are: left to the end they would run alone.
+    for unit, result in run_all(waiting[::-1], run_unit, args):
         if result is not None:
             finished[key_of(unit)] = {**result, **origin}
             with file.open("a", encoding="utf-8") as lines:
