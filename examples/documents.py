@@ -46,8 +46,8 @@ def local_files(path: Path) -> DatasetDict:
     readers = {READERS[file.suffix] for file in files}
     if len(readers) != 1:
         raise ValueError(
-            f"--dataset is {path}, which must be a .txt file, a .parquet file, or a folder of the one or the other "
-            f"kind; it has {len(files)} files of these kinds. Give one kind, or the name of a data set on the Hub."
+            f"--dataset is {path}, which must be a .parquet file, or a folder of .txt or of .parquet files; it has "
+            f"{len(files)} files of these kinds. Give one kind, or the name of a data set on the Hub."
         )
     options = {} if readers == {"parquet"} else {"sample_by": "document"}
     return load_dataset(readers.pop(), data_files=[str(file) for file in files], **options)
@@ -62,7 +62,7 @@ def split(documents: DatasetDict) -> DatasetDict:
     if len(documents["train"]) < 2:
         raise ValueError(
             f"--dataset holds {len(documents['train'])} documents with text but at least 2 are needed, one of them "
-            "for validation."
+            "for validation. (A .txt file is one document: give a folder of several.)"
         )
     parts = documents["train"].train_test_split(VALIDATION_SHARE, seed=0)
     return DatasetDict(train=parts["train"], validation=parts["test"])
@@ -77,6 +77,8 @@ def load_documents(dataset: str | None) -> DatasetDict:
     else:
         name, _, configuration = dataset.partition(":")
         documents = load_dataset(name, configuration or None)
+    if "train" not in documents:
+        raise ValueError(f"--dataset has the splits {list(documents)} but must have one named `train`.")
     columns = documents["train"].column_names
     if "text" not in columns:
         raise ValueError(f"--dataset has the columns {columns} but must have one named `text`: rename it to that.")

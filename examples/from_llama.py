@@ -106,11 +106,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--chunk_size", type=int, default=256, help="tokens per chunk, 256 if not given")
     args = parser.parse_args(argv)
     set_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(args.model)  # before anything is written, in case there is none
     # In float32, whatever its weights are stored in: what is converted has to be trained.
     llama = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
     model = convert(llama, args.num_latents, args.chunk_size)
     model.save_pretrained(args.output_dir)
-    AutoTokenizer.from_pretrained(args.model).save_pretrained(args.output_dir)
+    tokenizer.save_pretrained(args.output_dir)
     memory = sum(weight.numel() for name, weight in model.named_parameters() if "latent_attention" in name)
     print(f"{args.output_dir}: {model.num_parameters():,} parameters, of which {memory:,} are new")
 

@@ -57,6 +57,7 @@ END_OF_TEXT, PADDING = "<|endoftext|>", "<|padding|>"
 TOKENIZER_DOCUMENTS = 20_000  # to learn a vocabulary from, which needs no more and must fit into memory
 # Bits per byte are counted once, over the predictions of the whole validation.
 WHOLE_EVALUATION = {"prediction_loss_only": False, "eval_do_concat_batches": True, "batch_eval_metrics": False}
+WHOLE_EVALUATION["dataloader_drop_last"] = False  # of the validation, too
 
 
 @dataclass
@@ -64,8 +65,9 @@ class ExampleArguments:
     dataset: str | None = field(
         default=None,
         metadata={
-            "help": "Text to train on, in a column `text`: a .txt or .parquet file, a folder of them, or a data set "
-            "of the Hub, as `owner/name` or `owner/name:configuration`. Default: the Python standard library."
+            "help": "Text to train on, in a column `text`: a .parquet file, a folder of .txt files, each a document, "
+            "or of .parquet files, or a data set of the Hub, as `owner/name` or `owner/name:configuration`. Default: "
+            "the Python standard library."
         },
     )
     config: str | None = field(

@@ -48,13 +48,16 @@ class LayerMaps(NamedTuple):
 
 def read_tokens(file: Path, tokenizer: PreTrainedTokenizerBase, chunk_size: int) -> tuple[torch.Tensor, list[str]]:
     """The first `MAX_TOKENS` token ids of a text, `(1, T)`, and the piece of the text that each stands for."""
-    text = file.read_text(encoding="utf-8")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--text {file} must be UTF-8 but is not ({error}): convert it first.") from error
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     input_ids, offsets = encoded["input_ids"][:MAX_TOKENS], encoded["offset_mapping"][:MAX_TOKENS]
     if len(input_ids) <= chunk_size:
         raise ValueError(
-            f"--text {file} gives {len(input_ids)} tokens (at most {MAX_TOKENS:,} are used) but must give at least "
-            f"{chunk_size + 1}: a complete chunk that the latents read, and a token that reads the latents."
+            f"--text {file} gives {len(input_ids)} tokens but must give at least {chunk_size + 1}: a complete chunk "
+            "that the latents read, and a token that reads the latents."
         )
     if len(input_ids) < len(encoded["input_ids"]):
         print(f"{file} has {len(encoded['input_ids']):,} tokens; the first {MAX_TOKENS:,} are used")
@@ -116,6 +119,11 @@ def load_model(checkpoint: str, layer: int) -> PreTrainedModel:
     )
     if not model.config.is_causal:
         raise ValueError(f"{checkpoint} is bidirectional but must be causal: the page shows how the memory grows.")
+    if model.config.chunk_size >= MAX_TOKENS:
+        raise ValueError(
+            f"`chunk_size` of {checkpoint} is {model.config.chunk_size} but must be less than {MAX_TOKENS:,}, the "
+            "tokens that a page holds: the latents would have read none of them."
+        )
     layers = model.config.num_hidden_layers
     if not 0 <= layer < layers:
         raise ValueError(f"--layer is {layer} but must be from 0 to {layers - 1}: the model has {layers} layers.")

@@ -59,6 +59,8 @@ def copy_extras(args: argparse.Namespace, extras: list[str], export: Path):
     for name in extras:
         if (export / name).exists():
             print(f"note        {name} is made anew by the export; that of --include is not uploaded")
+        elif args.merge and name.startswith("adapter_"):  # a reader would put it on the weights once more
+            print(f"note        {name} is of the adapter, which the weights hold now; it is not uploaded")
         else:
             (export / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(args.checkpoint / name, export / name)

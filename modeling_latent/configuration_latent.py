@@ -13,6 +13,8 @@
 # limitations under the License.
 """Configuration of latent attention models."""
 
+import math
+
 import torch
 from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
@@ -170,7 +172,8 @@ class LatentAttentionConfig(PreTrainedConfig):
         fields = ROPE_FIELDS.get(str(numbers.pop("rope_type", "default")))
         self._require(
             numbers.keys() == fields
-            and all(isinstance(value, int | float) and value > 0 for value in numbers.values())
+            and all(isinstance(value, int | float) and 0 < value < math.inf for value in numbers.values())
+            and not any(isinstance(value, bool) for value in numbers.values())
             and numbers.get("low_freq_factor", 1) < numbers.get("high_freq_factor", 2),
             "rope_parameters",
             'a dictionary of a positive `rope_theta` and the `rope_type` "default": positions stay within the window, '
@@ -191,9 +194,9 @@ class LatentAttentionConfig(PreTrainedConfig):
         )
         self._require(self.head_dim % 2 == 0, "head_dim", "even, because rotary embeddings turn pairs of numbers")
         self._require(self.norm_type in ("layer_norm", "rms_norm"), "norm_type", '"layer_norm" or "rms_norm"')
-        self._require(self.norm_eps > 0, "norm_eps", "greater than 0")
+        self._require(0 < self.norm_eps < math.inf, "norm_eps", "greater than 0 and finite")
         self._require(0 <= self.attention_dropout < 1, "attention_dropout", "at least 0 and less than 1")
-        self._require(self.initializer_range > 0, "initializer_range", "greater than 0")
+        self._require(0 < self.initializer_range < math.inf, "initializer_range", "greater than 0 and finite")
         self._require(self.hidden_act in ACT2FN, "hidden_act", f"one of {', '.join(sorted(ACT2FN))}")
 
     # `DynamicCache(config=...)` looks up the cache layers under this name. It is no field: `Trainer` resumes by

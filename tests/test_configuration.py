@@ -60,7 +60,9 @@ BAD_VALUES = [
     ("head_dim", 5, "even"),
     ("norm_type", "batch_norm", '"layer_norm" or "rms_norm"'),
     ("norm_eps", 0.0, "greater than 0"),
+    ("norm_eps", float("inf"), "finite"),
     ("initializer_range", -0.02, "greater than 0"),
+    ("initializer_range", float("inf"), "finite"),
     ("attention_dropout", 1.0, "at least 0 and less than 1"),
     ("attention_dropout", -0.1, "at least 0 and less than 1"),
     ("hidden_act", "sillu", "gelu, "),
@@ -103,6 +105,8 @@ def test_scaled_rotary_embeddings_are_refused(rope_type, field):
     [
         {"rope_parameters": {"rope_theta": 0.0}},
         {"rope_parameters": {"rope_theta": None}},
+        {"rope_parameters": {"rope_theta": True}},
+        {"rope_parameters": {"rope_theta": float("inf")}},
         {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
         {"rope_parameters": {"latent_attention": {"rope_theta": 1e4}}},
         {"rope_parameters": {**LLAMA3_ROPE, "factor": -8.0}},

@@ -116,11 +116,11 @@ def test_a_text_file_is_a_document_and_other_files_are_refused(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n', encoding="utf-8")  # not to be read as text itself
     (tmp_path / "b.parquet").touch()
     for path in (tmp_path / "rows.jsonl", tmp_path):
-        with pytest.raises(ValueError, match=r"must be a \.txt file, a \.parquet file, or a folder of the one"):
+        with pytest.raises(ValueError, match=r"must be a \.parquet file, or a folder of \.txt or of \.parquet"):
             documents.local_files(path)
 
 
-def test_documents_without_text_are_left_out(tmp_path):
+def test_documents_without_text_are_left_out(tmp_path, monkeypatch):
     Dataset.from_dict({"text": ["one", None, "", "two"]}).to_parquet(tmp_path / "rows.parquet")
     parts = documents.load_documents(str(tmp_path))
     assert {text for part in parts.values() for text in part["text"]} == {"one", "two"}
@@ -128,13 +128,22 @@ def test_documents_without_text_are_left_out(tmp_path):
         Dataset.from_dict({"text": texts}).to_parquet(tmp_path / "rows.parquet")
         with pytest.raises(ValueError, match=reason):
             documents.load_documents(str(tmp_path))
+    monkeypatch.setattr(documents, "load_dataset", lambda *args: DatasetDict(test=Dataset.from_dict({"text": ["a"]})))
+    with pytest.raises(ValueError, match=r"has the splits \['test'\] but must have one named `train`"):
+        documents.load_documents("me/text")
     empty = DatasetDict(train=Dataset.from_dict({"text": ["one"]}), validation=Dataset.from_dict({"text": []}))
     with pytest.raises(ValueError, match="no text in its split `validation`"):
         documents.split(empty)
 
 
 @pytest.mark.parametrize(
-    "flag", ["--prediction_loss_only true", "--eval_do_concat_batches false", "--batch_eval_metrics true"]
+    "flag",
+    [
+        "--prediction_loss_only true",
+        "--eval_do_concat_batches false",
+        "--batch_eval_metrics true",
+        "--dataloader_drop_last true",
+    ],
 )
 def test_flags_that_take_an_evaluation_apart_are_refused_before_training(flag, texts, tmp_path):
     with pytest.raises(ValueError, match="bits per byte are counted over the predictions of the whole validation"):

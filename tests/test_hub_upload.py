@@ -507,6 +507,7 @@ def test_dry_run_of_a_trainer_checkpoint_needs_no_network(upload, worker, hub, t
 
 def test_dry_run_agrees_with_the_hub_about_lfs(upload, hub, saved):
     shown = upload(saved, "--dry-run", "--skip-verify").out
+    assert "note        the license is apache-2.0" in shown
     upload(saved, "--skip-verify")
     repo = hub.repos[REPO_ID]
     for name, blob in repo.commits[repo.branches["main"]].items():
@@ -621,14 +622,15 @@ def test_card(upload, worker, hub, checkpoint):
 
 
 def test_a_card_of_ones_own_is_kept(upload, hub, checkpoint):
-    metadata = "license: cc-by-4.0\nlanguage: fr\ntags:\n- mine\n- 3\nextra: kept\n"
+    metadata = "license: cc-by-4.0\nlanguage: fr\ntags:\n- mine\n- 3\nextra: kept\nbase_model: some/llama\n"
     (checkpoint / "README.md").write_text(f"---\n{metadata}---\n# My words\n\nAll of them.\n")
     (checkpoint / "LICENSE").write_text("CC-BY")
-    assert upload(checkpoint, "--skip-verify", "--language", "en").code == 0
+    result = upload(checkpoint, "--skip-verify", "--language", "en")
+    assert result.code == 0 and "the license is apache-2.0" not in result.out
     metadata, body = hub.repos[REPO_ID].files()["README.md"].decode().split("---\n", 2)[1:]
     assert body == "# My words\n\nAll of them.\n"
-    for line in ("license: cc-by-4.0", "extra: kept", "- mine", "- '3'", "- custom_code", "- fr", "- en"):
-        assert line in metadata.splitlines()
+    own, new = ("license: cc-by-4.0", "extra: kept", "base_model: some/llama", "- mine", "- '3'", "- fr"), ("- en",)
+    assert {*own, *new, "- custom_code"} <= set(metadata.splitlines())
 
 
 # Adapters
@@ -671,6 +673,9 @@ def test_adapter_merged(upload, worker, hub, saved, tmp_path):
     (tmp_path / "merged").mkdir()
     for name, content in files.items():
         (tmp_path / "merged" / name).write_bytes(content)
+    again = upload(tmp_path / "adapter", "--merge", "--include", "*", repo_id="me/again")
+    assert again.code == 0 and "adapter_config.json is of the adapter" in again.out
+    assert set(hub.repos["me/again"].files()) == set(files)
     expected = worker(logits_of, tmp_path / "adapter")
     assert worker(logits_of, tmp_path / "merged") == pytest.approx(expected, abs=1e-3)
     assert expected != pytest.approx(worker(logits_of, saved), abs=1e-3)

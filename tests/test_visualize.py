@@ -241,6 +241,18 @@ def test_what_can_not_be_shown_is_an_error(text, layer, message, checkpoint, tmp
         run(checkpoint, file, tmp_path, layer)
 
 
+def test_a_chunk_that_fills_a_page_is_an_error(checkpoint, text_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(visualize, "MAX_TOKENS", 4)
+    with pytest.raises(ValueError, match="`chunk_size` of .* is 4 but must be less than 4, the tokens that a page"):
+        run(checkpoint, text_file, tmp_path)
+
+
+def test_a_text_of_another_encoding_is_an_error(checkpoint, tmp_path):
+    (tmp_path / "text.txt").write_bytes("caf\xe9".encode("latin-1"))
+    with pytest.raises(ValueError, match="text.txt must be UTF-8 but is not"):
+        run(checkpoint, tmp_path / "text.txt", tmp_path)
+
+
 def test_a_bidirectional_model_is_an_error(text_file, tmp_path):
     checkpoint = save_checkpoint(tmp_path, is_causal=False)
     with pytest.raises(ValueError, match="is bidirectional but must be causal"):
