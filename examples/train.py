@@ -56,8 +56,12 @@ CONFIGURATION = Path(__file__).parents[1] / "configuration" / "latent-tiny"
 END_OF_TEXT, PADDING = "<|endoftext|>", "<|padding|>"
 TOKENIZER_DOCUMENTS = 20_000  # to learn a vocabulary from, which needs no more and must fit into memory
 # Bits per byte are counted once, over the predictions of the whole validation.
-WHOLE_EVALUATION = {"prediction_loss_only": False, "eval_do_concat_batches": True, "batch_eval_metrics": False}
-WHOLE_EVALUATION["dataloader_drop_last"] = False  # of the validation, too
+WHOLE_EVALUATION = {
+    "prediction_loss_only": False,
+    "eval_do_concat_batches": True,
+    "batch_eval_metrics": False,
+    "dataloader_drop_last": False,  # would be of the validation, too
+}
 
 
 @dataclass
