@@ -134,7 +134,7 @@ HEADS = [
     (AutoModelForTokenClassification, {"labels": torch.arange(18).view(2, 9) % 2}),
     (
         AutoModelForQuestionAnswering,
-        {"start_positions": torch.tensor([1, 2]), "end_positions": torch.tensor([3, 8])},
+        {"start_positions": torch.tensor([1, 2]), "end_positions": torch.tensor([3, 4])},
     ),
     (AutoModelForMaskedLM, {"labels": random_ids(2, 9)}),
 ]

@@ -468,7 +468,7 @@ def test_public_only_on_request(upload, hub, saved):
 
 def test_an_existing_private_repository_stays_private(upload, hub, saved):
     hub.create(REPO_ID)
-    assert "stays private" in printed(upload(saved, "--skip-verify", "--public"), "note")
+    assert "stays private" in upload(saved, "--skip-verify", "--public").out
     assert hub.repos[REPO_ID].private
 
 
