@@ -29,10 +29,6 @@ from .errors import BadInput
 
 PROJECT = Path(__file__).resolve().parents[1]
 DEFAULT_LICENSE = "apache-2.0"
-DEFAULT_LICENSE_NOTE = (
-    f"note        the license is {DEFAULT_LICENSE}, as neither --license nor a card says another; weights that were "
-    "made from another model's keep that one's"
-)
 CARD_TEMPLATE = Path(__file__).with_name("card_template.md")
 CARD_FIELDS = (
     *("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"),
@@ -51,7 +47,7 @@ def make_card(
 ) -> ModelCard:
     """The checkpoint's own card with its metadata completed, or one from the template."""
     data = ModelCardData(
-        license=args.license or DEFAULT_LICENSE,
+        license=args.license,
         library_name="peft" if checkpoint.is_adapter else "transformers",
         pipeline_tag="text-generation",
         tags=["custom_code", "latent-attention"],
@@ -61,22 +57,25 @@ def make_card(
     )
     path = args.checkpoint / "README.md"
     if path.is_file():
-        return complete_card(path, data, args.license, is_adapter=checkpoint.base is not None)
-    if not args.license:
-        print(DEFAULT_LICENSE_NOTE)
-    facts = card_facts(args, checkpoint, model)
-    return ModelCard.from_template(data, template_path=CARD_TEMPLATE, has_tokenizer=has_tokenizer, **facts)
+        card = complete_card(path, data, is_adapter=checkpoint.base is not None)
+    else:
+        facts = card_facts(args, checkpoint, model)
+        card = ModelCard.from_template(data, template_path=CARD_TEMPLATE, has_tokenizer=has_tokenizer, **facts)
+    if not card.data.license:
+        print(
+            f"note        the license is {DEFAULT_LICENSE}, as neither --license nor a card says another; weights "
+            "that were made from another model's keep that one's"
+        )
+        card.data.license = DEFAULT_LICENSE
+    return card
 
 
-def complete_card(path: Path, data: ModelCardData, license: str | None, is_adapter: bool) -> ModelCard:
-    """Lists are joined; of the rest, what the upload knows wins, but a license only if it was asked for."""
+def complete_card(path: Path, data: ModelCardData, is_adapter: bool) -> ModelCard:
+    """Lists are joined; of the rest, what the upload knows wins."""
     try:
         card = ModelCard.load(path)
     except (ValueError, yaml.YAMLError) as error:
         raise BadInput(f"the metadata at the top of {path} is not valid ({error}); correct or remove it") from error
-    if not (license or card.data.license):
-        print(DEFAULT_LICENSE_NOTE)
-    data.license = license or card.data.license or data.license
     # Where an adapter was trained on a folder, PEFT writes that folder here. The Hub makes `base_model:` tags itself.
     if is_adapter:
         card.data.pop("base_model")

@@ -113,8 +113,8 @@ def find_base(args: argparse.Namespace) -> Checkpoint:
     except (HFValidationError, LocalEntryNotFoundError) as error:
         at = f" --revision {revision}" if revision else ""
         raise BadInput(
-            f"base_model_name_or_path in {config_file} is {base!r}, neither a folder nor a model in the local cache "
-            f"(revision {revision!r}); run `hf download {base}{at}` first"
+            f"base_model_name_or_path in {config_file} is {base!r}, neither a folder nor a model in the local cache; "
+            f"run `hf download {base}{at}` first"
         ) from error
     return Checkpoint(folder, base, Path(snapshot), args.merge)
 

@@ -47,6 +47,10 @@ ROPE_FIELDS = {  # by `rope_type`
 }
 
 
+def is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 @strict
 class LatentAttentionConfig(PreTrainedConfig):
     r"""
@@ -172,8 +176,7 @@ class LatentAttentionConfig(PreTrainedConfig):
         fields = ROPE_FIELDS.get(str(numbers.pop("rope_type", "default")))
         self._require(
             numbers.keys() == fields
-            and all(isinstance(value, int | float) and 0 < value < math.inf for value in numbers.values())
-            and not any(isinstance(value, bool) for value in numbers.values())
+            and all(is_number(value) and 0 < value < math.inf for value in numbers.values())
             and numbers.get("low_freq_factor", 1) < numbers.get("high_freq_factor", 2),
             "rope_parameters",
             'a dictionary of a positive `rope_theta` and the `rope_type` "default": positions stay within the window, '

@@ -234,6 +234,13 @@ def change_weights(folder: Path):
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
+def copy_files(hub: HubServer, repo_id: str, folder: Path):
+    """A repository's files, into a new folder."""
+    folder.mkdir(parents=True)
+    for name, content in hub.repos[repo_id].files().items():
+        (folder / name).write_bytes(content)
+
+
 def download(repo_id: str):
     """What `hf download` leaves in the cache."""
     from huggingface_hub import snapshot_download
@@ -479,9 +486,7 @@ def test_trainer_and_model_push_to_hub(worker, hub, tmp_path):
         assert MODEL_FILES | TOKENIZER_FILES <= set(hub.repos[repo_id].files())
         line = f'AutoModelForCausalLM.from_pretrained("{repo_id}", trust_remote_code=True)'
         expected = tmp_path / repo_id
-        expected.mkdir(parents=True)
-        for name, content in hub.repos[repo_id].files().items():
-            (expected / name).write_bytes(content)
+        copy_files(hub, repo_id, expected)
         assert read(hub, tmp_path / f"home-{repo_id[3:]}", line, repo_id) == worker(logits_of, expected)
 
 
@@ -629,8 +634,8 @@ def test_a_card_of_ones_own_is_kept(upload, hub, checkpoint):
     assert result.code == 0 and "the license is apache-2.0" not in result.out
     metadata, body = hub.repos[REPO_ID].files()["README.md"].decode().split("---\n", 2)[1:]
     assert body == "# My words\n\nAll of them.\n"
-    own, new = ("license: cc-by-4.0", "extra: kept", "base_model: some/llama", "- mine", "- '3'", "- fr"), ("- en",)
-    assert {*own, *new, "- custom_code"} <= set(metadata.splitlines())
+    own = {"license: cc-by-4.0", "extra: kept", "base_model: some/llama", "- mine", "- '3'", "- fr"}
+    assert own | {"- custom_code", "- en"} <= set(metadata.splitlines())
 
 
 # Adapters
@@ -670,9 +675,7 @@ def test_adapter_merged(upload, worker, hub, saved, tmp_path):
     files = hub.repos[REPO_ID].files()
     assert set(files) == EXPORT_FILES | {".gitattributes"}
     assert str(saved) not in files["README.md"].decode()
-    (tmp_path / "merged").mkdir()
-    for name, content in files.items():
-        (tmp_path / "merged" / name).write_bytes(content)
+    copy_files(hub, REPO_ID, tmp_path / "merged")
     again = upload(tmp_path / "adapter", "--merge", "--include", "*", repo_id="me/again")
     assert again.code == 0 and "adapter_config.json is of the adapter" in again.out
     assert set(hub.repos["me/again"].files()) == set(files)
@@ -701,9 +704,7 @@ def test_an_adapter_goes_on_the_revision_that_it_was_trained_on(upload, worker, 
     assert result.code == 0, result.err
     assert f'revision="{trained_on}"' in printed(result, "load it")
     assert upload(tmp_path / "adapter", "--merge", repo_id="me/merged").code == 0
-    (tmp_path / "merged").mkdir()
-    for name, content in hub.repos["me/merged"].files().items():
-        (tmp_path / "merged" / name).write_bytes(content)
+    copy_files(hub, "me/merged", tmp_path / "merged")
     assert worker(logits_of, tmp_path / "merged") == pytest.approx(expected, abs=1e-3)
 
     config_file.write_text(json.dumps({**json.loads(config_file.read_text()), "revision": "f" * 40}))
