@@ -131,6 +131,11 @@ def predictable(labels: torch.Tensor, attention_mask: torch.Tensor | None) -> to
     return labels.masked_fill(seen <= 1, -100)
 
 
+def counted_per_predictable(labels: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """How many of `labels` `(B, T)`, as `Trainer` counts them for `num_items_in_batch`, stand for each of `kept`."""
+    return (labels[:, 1:] != -100).sum() / (kept[:, 1:] != -100).sum().clamp(min=1)
+
+
 def real_before(values: torch.Tensor, valid: torch.Tensor | None, none: int) -> torch.Tensor:
     """Of the last real token in front of each `(B, T)`; `none` where there is none."""
     if valid is None:
@@ -201,7 +206,8 @@ def check_no_restart(position_ids, valid, tokens_seen: torch.Tensor) -> None:
         (restarts(position_ids, valid, first=False) & (tokens_seen > 0)[:, None]).any(),
         f"`position_ids` start anew, but `{CACHE_NAME}` holds tokens of an earlier forward, which the new ones "
         "continue. Pass packed sequences in one forward, without `prefill_chunk_size`; or an empty cache. (To "
-        "`generate()` give a prompt that begins with what the cache has read, and has at least one token more.)",
+        "`generate()` give a prompt that begins with what the cache has read, and has at least one token more; with "
+        "an assistant or prompt lookup only the tokens that the cache has not read, and a mask that covers all.)",
     )
 
 

@@ -77,6 +77,7 @@ from .model_inputs import (
     check_cache,
     check_inputs,
     check_past_of_mask,
+    counted_per_predictable,
     packed_starts,
     predictable,
     refuse_activated_lora,
@@ -338,6 +339,8 @@ class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, GenerationMixin
             labels: `(B, T)`, -100 where there is none; shifted by one inside the loss. That of a row's first token
                 does not count, behind left padding either; for that of a packed sequence write -100, as
                 `DataCollatorWithFlattening` does.
+            num_items_in_batch: by what to divide the summed loss instead of its own number of labels. It counts as
+                `Trainer` does, every label but those at the first place of a row, which may be padding.
             logits_to_keep: how many of the last tokens get logits, or their indices; 0 for all.
 
         Raises:
@@ -357,8 +360,10 @@ class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, GenerationMixin
         logits = self.lm_head(outputs.last_hidden_state[:, kept])  # (B, kept, V)
         loss = None
         if labels is not None:
-            labels = predictable(labels, attention_mask)
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            kept_labels = predictable(labels, attention_mask)
+            loss = self.loss_function(logits=logits, labels=kept_labels, vocab_size=self.config.vocab_size, **kwargs)
+            if kwargs.get("num_items_in_batch") is not None and kwargs.get("shift_labels") is None:
+                loss = loss * counted_per_predictable(labels, kept_labels)
         return LatentAttentionCausalLMOutput(
             loss=loss, logits=logits, **{CACHE_NAME: cache_of(outputs)}, **recorded(outputs)
         )

@@ -699,6 +699,9 @@ def test_the_cache_of_assisted_generation_is_continued(helper, again):
     # Assisted generation of the library takes what the cache has not seen, and no more.
     settings = {"attention_mask": torch.ones_like(more), "cache": cache_of(out)}
     expected = generate(model, more, attention_mask=settings["attention_mask"])
+    if again:
+        with pytest.raises(ValueError, match="only the tokens that the cache has not read"):
+            generate(model, more, **settings, **again)
     assert torch.equal(generate(model, more[:, -6:], **settings, **again)[:, -NEW:], expected[:, -NEW:])
 
 

@@ -107,9 +107,10 @@ def test_a_left_padded_row_trains_as_it_does_alone():
     model, batch = tiny_model(dtype=torch.float64), padded_batch()
     batch["labels"] = batch["input_ids"]  # at padding, too: what is to be predicted there does not count
     tokens = sum(int(row.sum()) - 1 for row in batch["attention_mask"][:2])
+    counted = 2 * (LENGTH - 1)  # labels that `Trainer` would count
     two = {name: value[:2] for name, value in batch.items()}
-    ours = gradients(model, **two, num_items_in_batch=tokens)
-    loss = model(**two, num_items_in_batch=tokens).loss
+    ours = gradients(model, **two, num_items_in_batch=counted)
+    loss = model(**two, num_items_in_batch=counted).loss
     model.zero_grad(set_to_none=True)
     rows = [row[mask.bool()][None] for row, mask in zip(two["input_ids"], two["attention_mask"], strict=True)]
     alone = sum(model(row, labels=row, num_items_in_batch=tokens).loss for row in rows)
@@ -655,6 +656,22 @@ def test_trainer_overfits_evaluates_saves_and_resumes(tmp_path):
     resumed = make_trainer(tmp_path)
     resumed.train(resume_from_checkpoint=tmp_path / "checkpoint-10")
     assert losses(resumed)[10:] == pytest.approx(steps[10:], abs=1e-6)
+
+
+def test_trainer_evaluates_a_left_padded_batch_as_the_rows_alone(tmp_path):
+    """It counts the labels by itself, also those that do not count, of tokens behind left padding."""
+    trainer, batch = make_trainer(tmp_path), padded_batch()
+    trainer.model = tiny_model()
+    trainer.eval_dataset = [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)]
+    rows = [row[mask.bool()][None] for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+    summed = sum(trainer.model(row, labels=row).loss.item() * (row.shape[1] - 1) for row in rows)
+    expected = summed / sum(row.shape[1] - 1 for row in rows)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_batch_without_anything_to_predict_has_no_loss():
+    model, mask = tiny_model(), torch.tensor([[0, 0, 1]])
+    assert model(random_ids(1, 3), mask, labels=random_ids(1, 3), num_items_in_batch=2).loss == 0
 
 
 def test_gradient_accumulation_equals_a_big_batch(tmp_path):
