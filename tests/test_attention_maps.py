@@ -15,6 +15,11 @@
 
 import pytest
 import torch
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 from transformers.testing_utils import CaptureLogger
 from transformers.utils.logging import warning_once
 
@@ -195,6 +200,32 @@ def test_language_models_pass_the_maps_on():
     causal.config.output_attentions = True
     assert causal(random_ids(1, 9)).local_attentions is not None
     assert causal(random_ids(1, 9), output_attentions=False).local_attentions is None
+
+
+def test_only_the_hidden_states_that_are_asked_for_are_returned():
+    model, input_ids = eager_model(), random_ids(1, 9)
+    expected = model(input_ids, output_hidden_states=True).hidden_states
+    found = model(input_ids, output_hidden_states=[1]).hidden_states
+    assert [state is None for state in found] == [True, False, True]
+    torch.testing.assert_close(found[1], expected[1])
+
+
+def test_maps_are_of_the_models_dtype():
+    with torch.no_grad():
+        outputs = eager_model().bfloat16()(random_ids(1, 9), output_attentions=True)
+    assert {weights.dtype for name in MAPS for weights in outputs[name]} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    "auto_class",
+    [AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoModelForTokenClassification],
+)
+def test_task_heads_return_what_tokens_read(auto_class):
+    model = randomize(auto_class.from_config(tiny_config(attn_implementation="eager"))).eval()
+    settings = {"output_attentions": True, "output_hidden_states": True}
+    ours, base = (part(random_ids(1, 9), **settings) for part in (model, model.base_model))
+    for name in ("attentions", "hidden_states"):
+        torch.testing.assert_close(ours[name], base[name])
 
 
 def test_without_local_attention_there_is_no_local_map():

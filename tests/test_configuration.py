@@ -15,6 +15,7 @@
 
 import json
 import re
+from ast import literal_eval
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,13 @@ def test_defaults_that_follow_from_other_fields():
     assert (config.num_key_value_heads, config.head_dim) == (4, 4)
     assert config.layer_types == ["latent_attention"] * 2
     assert config.rope_parameters == {"rope_type": "default", "rope_theta": 10000.0}
+
+
+def test_the_docstring_states_the_defaults():
+    stated = re.findall(r"^ +(\w+) \(`\w+`, defaults to `?(.+?)`?\):", LatentAttentionConfig.__doc__, re.MULTILINE)
+    assert {"num_latents", "mlp_conv_kernel_size", "norm_type", "rope_parameters"} < dict(stated).keys()
+    config = LatentAttentionConfig()
+    assert {name: getattr(config, name) for name, _ in stated} == {name: literal_eval(text) for name, text in stated}
 
 
 # Nothing at its default, so that a field lost on the way shows.

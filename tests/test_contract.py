@@ -28,6 +28,8 @@ import reference
 from common import CLOSE, LLAMA3_ROPE, double_model, random_ids, randomize, tiny_config, tiny_model
 from modeling_latent import LatentAttention, LatentAttentionForCausalLM
 from modeling_latent.cache_name import cache_of
+from modeling_latent.chunk_layout import bidirectional_layout, grid_layout
+from modeling_latent.local_attention import local_attention_mask, rotary_embedding
 from modeling_latent.prefix_statistics import (
     BLOCK,
     EMPTY,
@@ -258,6 +260,24 @@ def test_4_padding_anywhere_leaves_a_row_as_it_is_alone(is_causal, overrides):
 
 
 @pytest.mark.parametrize("is_causal", [True, False])
+def test_4_padding_may_hold_embeddings_that_are_no_numbers(is_causal):
+    model, mask = double_model(is_causal=is_causal), torch.ones(2, 14, dtype=torch.long)
+    mask[0, :5] = mask[1, 9:] = 0
+    embeds, real = model.get_input_embeddings()(random_ids(2, 14)).detach(), mask.bool()
+    garbage = embeds.masked_fill(~real[..., None], torch.nan)
+    logits = [model(inputs_embeds=inputs, attention_mask=mask).logits[real] for inputs in (embeds, garbage)]
+    assert torch.equal(*logits)
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_4_every_slot_has_something_to_look_at(is_causal):
+    """Where a row of the mask allows nothing, some kernels give NaN."""
+    config, valid = tiny_config(is_causal=is_causal), torch.arange(11) >= torch.tensor([[11], [7], [0]])
+    layout = (grid_layout if is_causal else bidirectional_layout)((3, 11), 4, "cpu", valid)
+    assert local_attention_mask(config, layout, torch.float32).any(-1).all()
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
 def test_4_gradients_stay_finite_beside_a_row_of_padding(is_causal):
     model = tiny_model(is_causal=is_causal)
     mask = torch.ones(2, 9, dtype=torch.long)
@@ -346,6 +366,17 @@ def test_5_positions_that_do_not_count_from_0(first):
     logits = model(input_ids, position_ids=position_ids).logits
     alone = torch.cat([model(part).logits for part in input_ids.split([1, 3, 1], dim=1)], dim=1)
     torch.testing.assert_close(logits, alone, **CLOSE)
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("padding", [0, 2])
+@pytest.mark.parametrize("packing", ["position_ids", "seq_idx"])
+def test_5_packing_may_be_told_once_for_all_rows(packing, padding, is_causal):
+    model, input_ids, mask = double_model(is_causal=is_causal), random_ids(2, 9), torch.ones(2, 9, dtype=torch.long)
+    mask[0, :padding] = 0
+    once = torch.tensor([{"position_ids": [0, 1, 2, 3, 0, 1, 2, 3, 4], "seq_idx": [0] * 4 + [1] * 5}[packing]])
+    logits = [model(input_ids, mask, **{packing: told}).logits for told in (once, once.expand(2, -1))]
+    assert torch.equal(*logits)
 
 
 @pytest.mark.parametrize("packed", [[1, 1, 1, 1, 2, 3, 1, 2, 3], [0, 1, 2, 3, 4, 5, 0, 1, 2]], ids=str)
@@ -494,6 +525,16 @@ def test_7_crop_does_not_go_back_behind_a_batch_operation(change, rows):
     assert cache.batch_size == len(rows) and cache.get_seq_length() == 10
 
 
+def test_7_crop_does_not_go_back_behind_a_reset():
+    model = double_model()
+    cache = DynamicCache(config=model.config)
+    cache.activate_past_recording()
+    model(random_ids(2, 10), cache=cache)
+    cache.reset()
+    with pytest.raises(RuntimeError, match="goes back further than what was recorded"):
+        cache.crop(-1)
+
+
 @pytest.mark.parametrize("make", [DynamicCache, lambda config: StaticCache(config, max_cache_len=64)])
 def test_7_reset_leaves_a_cache_as_good_as_new(make):
     model = double_model()
@@ -551,6 +592,21 @@ def test_9_statistics_merge_in_float32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         merged = exclusive_prefix(lse, out, *first)
     assert all(map(torch.equal, merged, expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_9_statistics_of_a_chunk_are_float32(dtype):
+    """By themselves, before they are merged with others."""
+    queries, keys, values = torch.randn(2, 4, 8, dtype=dtype), *torch.randn(2, 3, 2, 4, 8, dtype=dtype)
+    lse, out = chunk_statistics(queries, keys, values, 1.0, 0.0)
+    assert lse.dtype == out.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_9_rotary_angles_are_computed_in_float32(dtype):
+    config, like = tiny_config(), torch.empty(0)
+    expected = rotary_embedding(config, 512, like).to(dtype)
+    assert torch.equal(rotary_embedding(config, 512, like.to(dtype)), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

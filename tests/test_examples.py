@@ -20,12 +20,14 @@ import math
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import documents
 import generate
+import loss_curve
 import train
-from common import tiny_config
+from common import tiny_config, tiny_model
 
 
 TEXTS = [f"def add_{i}(first, second):\n    return first + second + {i}\n\n" * 12 for i in range(30)]
@@ -134,6 +136,73 @@ def test_documents_without_text_are_left_out(tmp_path, monkeypatch):
     empty = DatasetDict(train=Dataset.from_dict({"text": ["one"]}), validation=Dataset.from_dict({"text": []}))
     with pytest.raises(ValueError, match="no text in its split `validation`"):
         documents.split(empty)
+
+
+def test_documents_of_the_standard_library_are_its_sources_without_tests(tmp_path, monkeypatch):
+    for name in ("a.py", "package/b.py", "test/c.py", "package/tests/d.py", "site-packages/e.py", "notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode() + b"\r\n")
+    (tmp_path / "latin.py").write_bytes("é".encode("latin-1"))
+    monkeypatch.setattr(documents.sysconfig, "get_path", lambda name: str(tmp_path))
+    assert documents.standard_library()["text"] == ["a.py\r\n", "package/b.py\r\n"]
+
+
+def test_a_data_set_of_the_hub_may_have_a_configuration(monkeypatch):
+    asked = []
+
+    def load(*arguments):
+        asked.append(arguments)
+        return DatasetDict(train=Dataset.from_dict({"text": ["one", "two"]}))
+
+    monkeypatch.setattr(documents, "load_dataset", load)
+    for name in ("me/text", "me/text:short"):
+        documents.load_documents(name)
+    assert asked == [("me/text", None), ("me/text", "short")]
+
+
+def test_arguments_that_would_have_no_effect_or_sense_are_refused():
+    with pytest.raises(ValueError, match="--model a comes with a configuration of its own, so --config b"):
+        train.ExampleArguments(model="a", config="b")
+    with pytest.raises(ValueError, match="--block_size is 1 but must be at least 2"):
+        train.ExampleArguments(block_size=1)
+    assert train.ExampleArguments(block_size=2).block_size == 2
+
+
+def test_a_tokenizer_adds_no_tokens_of_its_own_and_needs_one_that_ends_a_document(trained, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(trained)
+    expected = tokenizer("def")["input_ids"]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{train.END_OF_TEXT} $A", special_tokens=[(train.END_OF_TEXT, tokenizer.eos_token_id)]
+    )
+    assert tokenizer("def")["input_ids"] == [tokenizer.eos_token_id, *expected]
+    assert train.tokenize({"text": ["def"]}, tokenizer) == {"input_ids": [expected]}
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has no `eos_token`"):
+        train.load_tokenizer(str(tmp_path), None, 0)
+
+
+def test_losses_are_computed_in_float32():
+    logits, labels = torch.randn(2, 5, 7, dtype=torch.bfloat16), torch.randint(7, (2, 5))
+    expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+    torch.testing.assert_close(train.token_losses(logits, labels).mean(), expected)
+
+
+def test_the_loss_curve_has_both_losses(monkeypatch, tmp_path):
+    figures = []
+    monkeypatch.setattr(loss_curve.Figure, "savefig", lambda figure, *args, **kwargs: figures.append(figure))
+    history = [{"step": 1, "loss": 3.0}, {"step": 2, "eval_nats_per_token": 2.5}, {"step": 3, "loss": 2.0}]
+    loss_curve.save_loss_curve(history, tmp_path / "loss.png")
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in figures[0].axes[0].lines}
+    assert drawn == {"training": [[1, 3.0], [3, 2.0]], "validation": [[2, 2.5]]}
+
+
+def test_the_cache_is_measured_after_as_many_tokens_as_is_said(monkeypatch):
+    monkeypatch.setattr(generate, "PIECE", 4)
+    model, tokens = tiny_model(), []
+    model.register_forward_pre_hook(lambda module, args: tokens.append(args[0].shape[1]))
+    generate.cache_bytes(model, (10, 15))
+    assert tokens == [4, 4, 2, 4, 1]
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,24 @@ def test_the_saved_model_generates_what_the_llama_does_and_can_be_trained(tmp_pa
     assert tuned.model.layers[0].latent_attention.latent_to_input.o_proj.weight.abs().max() > 0
 
 
+def test_two_chunks_may_fill_the_sliding_window():
+    model = tiny_llama(MistralConfig, MistralForCausalLM, sliding_window=2 * CHUNK)
+    assert from_llama.convert(model, num_latents=3, chunk_size=CHUNK).config.chunk_size == CHUNK
+
+
+def test_the_same_llama_gives_the_same_memory(tmp_path):
+    tokenizer = word_tokenizer()
+    for part in (tiny_llama(vocab_size=len(tokenizer)), tokenizer):
+        part.save_pretrained(tmp_path)
+    latents = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        from_llama.main([str(tmp_path), "--output_dir", str(tmp_path / "out"), "--num_latents", "3"])
+        converted = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+        latents.append(converted.model.layers[0].latent_attention.latents)
+    assert torch.equal(*latents)
+
+
 def test_what_does_not_fit_is_refused():
     sizes = {"num_latents": 3, "chunk_size": CHUNK}
     for field, weights in {"attention_bias": "local_attention.o_proj.bias", "mlp_bias": "mlp.up_proj.bias"}.items():

@@ -39,7 +39,7 @@ from transformers.generation import GenerateBeamDecoderOnlyOutput, GenerateDecod
 from transformers.generation.streamers import BaseStreamer
 
 from common import CLOSE, double_model, random_ids, randomize, tiny_config, tiny_model
-from modeling_latent import LatentAttentionForCausalLM
+from modeling_latent import LatentAttentionForCausalLM, cache_latent
 from modeling_latent.cache_name import CACHE_NAME, cache_of
 
 
@@ -297,6 +297,13 @@ def test_a_cache_is_taken_by_either_name(name):
     assert inputs[CACHE_NAME] is cache
 
 
+@pytest.mark.skipif(CACHE_NAME != "cache", reason="of a version that has no other name")
+def test_the_older_name_is_said_to_be_deprecated():
+    model = double_model()
+    with pytest.warns(FutureWarning, match="`past_key_values` is deprecated: pass `cache`"):
+        model(random_ids(1, 5), past_key_values=DynamicCache(config=model.config))
+
+
 def test_a_cache_by_a_third_name_is_not_ignored():
     model = double_model()
     with pytest.raises(ValueError, match="`cache_params` is a cache, but its name is"):
@@ -451,6 +458,15 @@ def test_a_loop_of_ones_own_may_expand_or_crop_the_cache(change):
     torch.testing.assert_close(model(**inputs).logits[:, -1], model(sequence).logits[:, -1], **CLOSE)
 
 
+@torch.no_grad()
+def test_the_host_counts_several_tokens_of_one_forward():
+    model, more = double_model(), random_ids(2, 3, seed=2)
+    cache, kwargs = prefilled(model, random_ids(2, 6))
+    kwargs = model._update_model_kwargs_for_generation(model(more, cache=cache), kwargs, num_new_tokens=3)
+    assert kwargs["tokens_seen"].counts == [9, 9]
+    assert kwargs["tokens_seen"].fits(cache, more)
+
+
 @pytest.mark.parametrize("change", ["reorder_cache", "batch_select_indices"])
 @torch.no_grad()
 def test_a_loop_of_ones_own_may_exchange_rows_of_different_lengths(change):
@@ -478,6 +494,27 @@ def test_padding_that_the_cache_has_read_is_not_hidden_afterwards():
     with pytest.raises(ValueError, match=f"`attention_mask` hides tokens that `{CACHE_NAME}` has read"):
         generate(model, whole, attention_mask=mask, cache=cache_of(out))
     generate(model, whole, attention_mask=torch.ones_like(mask), cache=cache_of(out))
+
+
+def test_a_single_row_may_have_meant_the_padding_token_that_the_cache_has_read():
+    """Without a mask the library guesses one from padding tokens."""
+    model, prompt = double_model(), random_ids(1, 9)
+    prompt[0, 4] = 0
+    cache = DynamicCache(config=model.config)
+    model(prompt, cache=cache)
+    whole = torch.cat([prompt, random_ids(1, 3, seed=5)], dim=1)
+    expected = generate(model, whole, attention_mask=torch.ones_like(whole))
+    assert torch.equal(generate(model, whole, cache=cache), expected)
+
+
+@torch.no_grad()
+def test_a_loop_of_ones_own_may_pass_the_mask_of_a_new_turn_alone():
+    model, (_, batch), (_, turn) = double_model(), left_padded([7, 3]), left_padded([5, 2], seed=7)
+    whole = {name: torch.cat([batch[name], turn[name]], dim=1) for name in turn}
+    for first in (True, False):
+        cache, kwargs = prefilled(model, batch["input_ids"], batch["attention_mask"])
+        inputs = model.prepare_inputs_for_generation(**{**kwargs, **turn}, is_first_iteration=first)
+        torch.testing.assert_close(model(**inputs).logits[:, -1], model(**whole).logits[:, -1], **CLOSE)
 
 
 @pytest.mark.parametrize("start", [0, 1])
@@ -545,6 +582,15 @@ def test_a_cache_serves_again_after_reset(make):
     cache = make(config=model.config)
     for seed, rows in ((1, 2), (2, 2), (3, 1)):  # the last of another batch size
         prompt = random_ids(rows, 6 + seed, seed=seed)
+        assert torch.equal(generate(model, prompt, cache=cache), generate(model, prompt))
+        cache.reset()
+
+
+@pytest.mark.parametrize("make", CACHES)
+def test_after_reset_a_cache_serves_another_model_of_as_many_layers(make):
+    prompt, cache = random_ids(2, 6), make(config=double_model().config)
+    for overrides in ({}, {"chunk_size": 5}):
+        model = double_model(**overrides)
         assert torch.equal(generate(model, prompt, cache=cache), generate(model, prompt))
         cache.reset()
 
@@ -750,6 +796,16 @@ def test_a_crop_can_be_followed_by_one_that_goes_further_back():
         cache.crop(-start)
 
 
+def test_64_tokens_before_a_crop_can_still_be_undone():
+    model, cache = double_model(), DynamicCache(config=double_model().config)
+    cache.activate_past_recording()
+    for token in random_ids(1, 80).split(1, dim=1):
+        model(token, cache=cache)
+    cache.crop(-1)
+    cache.crop(-64)
+    assert cache.get_seq_length() == 80 - 1 - 64
+
+
 @pytest.mark.parametrize("settings", [{}, {"prompt_lookup_num_tokens": 2}], ids=str)
 def test_a_cache_made_without_a_configuration_gets_layers(settings):
     model, prompt, cache = double_model(), random_ids(1, 6), DynamicCache()
@@ -780,6 +836,14 @@ def test_the_cache_of_assisted_generation_stays_of_constant_size():
     out = generate(model, prompt, prompt_lookup_num_tokens=3, cache=cache)
     generate(model, out, cache=cache)
     assert not any(layer.history for layer in cache.layers)
+
+
+def test_a_cache_that_recorded_before_assisted_generation_goes_on_recording():
+    model, prompt = double_model(), random_ids(1, 6)
+    cache = DynamicCache(config=model.config)
+    cache.activate_past_recording()
+    generate(model, prompt, prompt_lookup_num_tokens=3, cache=cache)
+    assert all(layer.record_past for layer in cache.layers)
 
 
 def test_assisted_sampling_returns_everything_for_every_token():
@@ -868,6 +932,21 @@ def test_only_the_rows_that_enter_a_chunk_are_computed(cache_implementation):
     assert rows == [4, 2, 2]
 
 
+def test_beams_of_equal_lengths_enter_a_chunk_without_asking_the_device(monkeypatch):
+    model, known = double_model(), []
+    prepare = model.prepare_inputs_for_generation
+
+    @functools.wraps(prepare)
+    def recording(*args, **kwargs):
+        inputs = prepare(*args, **kwargs)
+        known.append("new_chunk_rows" in inputs)
+        return inputs
+
+    monkeypatch.setattr(model, "prepare_inputs_for_generation", recording)
+    generate(model, random_ids(2, 6), num_beams=3)
+    assert known == [False] + [True] * (NEW - 1)
+
+
 def test_a_decoding_step_never_waits_for_the_device(monkeypatch):
     """On the meta device there are no values: to look at one, which elsewhere is to wait for it, is an error."""
     model, steps = double_model(), []
@@ -915,6 +994,29 @@ def test_a_mask_of_four_dimensions_is_refused():
         model(random_ids(1, 6), attention_mask=mask)
 
 
+@pytest.mark.parametrize(("past", "width"), [(0, 5), (0, 7), (4, 5)])
+def test_a_mask_that_does_not_fit_the_tokens_is_refused(past, width):
+    """Beside a cache it may be longer, and cover the past."""
+    model = double_model()
+    cache = cache_of(model(random_ids(1, past), use_cache=True)) if past else None
+    with pytest.raises(ValueError, match=rf"`attention_mask` is of shape \(1, {width}\) but must be 2-D, \(1, 6\)"):
+        model(random_ids(1, 6), torch.ones(1, width), cache=cache)
+
+
+@pytest.mark.parametrize("names", [[], ["input_ids", "inputs_embeds"]], ids=str)
+def test_it_takes_either_ids_or_embeddings(names):
+    model, input_ids = double_model(), random_ids(1, 6)
+    inputs = {"input_ids": input_ids, "inputs_embeds": model.get_input_embeddings()(input_ids)}
+    with pytest.raises(ValueError, match="Pass exactly one of `input_ids` and `inputs_embeds`"):
+        model(**{name: inputs[name] for name in names})
+
+
+def test_a_bidirectional_model_takes_no_cache():
+    model = double_model(is_causal=False)
+    with pytest.raises(ValueError, match=f"`{CACHE_NAME}` is for causal models"):
+        model(random_ids(1, 6), cache=DynamicCache(config=model.config))
+
+
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
@@ -955,6 +1057,8 @@ def test_an_empty_cache_made_for_another_model_is_refused(make):
         {"num_latents": 5},
         {"hidden_size": 32},
         {"num_key_value_heads": 4},
+        {"num_attention_heads": 8, "head_dim": 4},
+        {"head_dim": 8},
         {"conv_kernel_size": 0},
         {"conv_kernel_size": 3},
         {"mlp_conv_kernel_size": 0},
@@ -969,6 +1073,26 @@ def test_a_cache_that_another_model_has_filled_is_refused(other, tokens):
     other(random_ids(1, 9), cache=cache)
     with pytest.raises(ValueError, match=r"Pass `DynamicCache\(config=model.config\)`"):
         double_model()(random_ids(1, tokens), cache=cache)
+
+
+def test_the_error_names_what_differs_and_nothing_else():
+    other = double_model(chunk_size=8)
+    cache = cache_of(other(random_ids(1, 9), use_cache=True))
+    with pytest.raises(ValueError, match="a model with {'chunk_size': 8}, but this one has {'chunk_size': 4}"):
+        double_model()(random_ids(1, 1), cache=cache)
+
+
+def test_empty_layers_of_another_copy_of_the_code_give_way_to_layers_of_the_same_kind():
+    def of_another_copy(own, **attributes):
+        return type(own.__name__, (), {"state": None, "record_past": False, **attributes})()
+
+    dynamic, static = cache_latent.LatentAttentionCacheLayer, cache_latent.StaticLatentAttentionCacheLayer
+    layers = [of_another_copy(dynamic), of_another_copy(dynamic, record_past=True)]
+    layers.append(of_another_copy(static, max_cache_len=64))
+    cache_latent.take_over_empty_layers(layers)
+    assert [type(layer) for layer in layers] == [dynamic, dynamic, static]
+    assert [layer.record_past for layer in layers] == [False, True, False]
+    assert layers[2].max_cache_len == 64
 
 
 @pytest.mark.parametrize("make", CACHES)
@@ -992,6 +1116,12 @@ def test_a_padded_cache_is_not_expanded_for_beams():
     mask = torch.nn.functional.pad(batch["attention_mask"], (0, NEW), value=1)
     with pytest.raises(ValueError, match="batch size 2 but the input of 4.*batch_repeat_interleave"):
         generate(model, out.sequences, attention_mask=mask, cache=cache_of(out), num_beams=2)
+
+
+@pytest.mark.parametrize("shape", [(0, 6), (2, 0)])
+def test_an_input_without_any_token_is_refused(shape):
+    with pytest.raises(ValueError, match=rf"of shape \({shape[0]}, {shape[1]}\), without any token"):
+        double_model()(random_ids(*shape))
 
 
 def test_a_prompt_without_a_token_behind_the_cache_is_refused():

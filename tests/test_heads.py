@@ -140,6 +140,48 @@ def test_trainer_leaves_every_head_its_position_ids(auto_class, tmp_path):
     assert evaluated != pytest.approx(model(**{**inputs, "position_ids": None}).loss.item(), abs=1e-3)
 
 
+@pytest.mark.parametrize("auto_class", [AutoModelForMaskedLM, AutoModelForQuestionAnswering])
+def test_num_items_in_batch_divides_the_summed_loss(auto_class):
+    model, input_ids = head_model(auto_class), random_ids(2, 13)
+    places = {"start_positions": torch.tensor([1, 2]), "end_positions": torch.tensor([5, 9])}
+    inputs = places if auto_class is AutoModelForQuestionAnswering else {"labels": input_ids}
+    items = 2 if inputs is places else 2 * 13
+    summed = model(input_ids, **inputs).loss * items
+    torch.testing.assert_close(model(input_ids, **inputs, num_items_in_batch=100).loss, summed / 100)
+
+
+@pytest.mark.parametrize("auto_class", [AutoModelForQuestionAnswering, AutoModelForSequenceClassification])
+def test_embeddings_give_what_their_tokens_do(auto_class):
+    """There are no ids in which to look for the padding token."""
+    model, input_ids = head_model(auto_class, pad_token_id=0), random_ids(2, 13)
+    embeds = model.get_input_embeddings()(input_ids)
+    for ours, theirs in zip(flat(model(inputs_embeds=embeds)), flat(model(input_ids)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_without_a_mask_an_answer_is_not_in_the_padding_tokens_either():
+    model, input_ids = head_model(AutoModelForQuestionAnswering, pad_token_id=0), random_ids(2, 13)
+    input_ids[1, 8:] = 0
+    outputs = model(input_ids)
+    for logits in (outputs.start_logits, outputs.end_logits):
+        assert (logits == torch.finfo(logits.dtype).min).equal(input_ids == 0)
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_a_row_of_padding_is_classified_with_finite_numbers(is_causal):
+    model, mask = head_model(AutoModelForSequenceClassification, is_causal=is_causal), torch.ones(2, 13)
+    mask[0] = 0
+    assert model(random_ids(2, 13), mask).logits.isfinite().all()
+
+
+def test_trainer_predicts_logits_and_leaves_out_the_cache(tmp_path):
+    model, input_ids = head_model(AutoModelForSequenceClassification, num_labels=3), random_ids(4, 9)
+    arguments = TrainingArguments(tmp_path, report_to=[], use_cpu=True, disable_tqdm=True, use_cache=True)
+    rows = [{"input_ids": ids, "labels": 0} for ids in input_ids.tolist()]
+    predicted = Trainer(model, arguments).predict(rows).predictions
+    torch.testing.assert_close(torch.from_numpy(predicted), model(input_ids).logits)
+
+
 def test_pooling_is_by_the_last_token_or_by_the_mean():
     logits = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
     real = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0]])
@@ -165,6 +207,15 @@ def test_every_head_saves_and_loads(auto_class, tmp_path):
     assert type(loaded) is type(model)
     for ours, theirs in zip(loaded(input_ids).to_tuple(), model(input_ids).to_tuple(), strict=True):
         assert all(torch.equal(*pair) for pair in zip(flat(ours), flat(theirs), strict=True))
+
+
+def test_a_tied_head_of_masked_language_modelling_stays_tied(tmp_path):
+    model, input_ids = head_model(AutoModelForMaskedLM, tie_word_embeddings=True), random_ids(2, 9)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
+    for each in (model, loaded):
+        assert each.lm_head.weight is each.model.embed_tokens.weight
+    assert torch.equal(loaded(input_ids).logits, model(input_ids).logits)
 
 
 def flat(value):

@@ -100,6 +100,18 @@ def wrong_logits():
     return mock.patch.object(hub.export, "reference_logits", shifted)
 
 
+def logits_that_are_no_numbers():
+    """As of a checkpoint whose training has failed, and which no comparison finds different."""
+    import hub.export
+
+    def broken(model, merge):
+        reference = original(model, merge)
+        return {**reference, "logits": reference["logits"] * float("nan")}
+
+    original = hub.export.reference_logits
+    return mock.patch.object(hub.export, "reference_logits", broken)
+
+
 def change_export(change):
     """`change(export)` comes between the assembly and the verification."""
     import hub_upload
@@ -124,11 +136,35 @@ def code_that_needs_the_package():
     return change_export(lambda export: (export / "attention.py").open("a").write(line))
 
 
+def missing_class():
+    """A code file lacks a class that the config names."""
+    line = "del LatentAttentionForMaskedLM\n"
+    return change_export(lambda export: (export / "modeling_latent.py").open("a").write(line))
+
+
+def code_that_looks_around():
+    """A code file that finds a token, the network allowed, or Python not isolated does not load."""
+    lines = [
+        "import os, sys",
+        "assert not [name for name in os.environ if 'TOKEN' in name], 'a token'",
+        "assert os.environ['HF_HUB_OFFLINE'] == '1' and sys.flags.isolated, 'not alone'",
+    ]
+    return change_export(lambda export: (export / "attention.py").open("a").write("\n".join(lines) + "\n"))
+
+
 def impatient():
     """Gives up on an answer soon."""
     import hub.upload
 
     return mock.patch.object(hub.upload, "REQUEST_TIMEOUT_S", 0.3)
+
+
+def client_that_quotes_the_token():
+    """In an error of its own."""
+    import hub.upload
+
+    error = ValueError(f"illegal header value 'Bearer {WRITE_TOKEN}'")
+    return mock.patch.object(hub.upload, "prepare_repository", side_effect=error)
 
 
 def no_peft():
@@ -433,7 +469,9 @@ def test_upload_again_with_fewer_shards(upload, hub, saved):
     repo = hub.repos[REPO_ID]
     assert len([name for name in repo.files() if name.endswith(".safetensors")]) > 1
     tree = dict(repo.commits[repo.branches["main"]])
-    for name in ("old_code.py", "pytorch_model.bin", "notes.txt", "tools/plot.py"):
+    stale = ["old_code.py", "pytorch_model.bin", "adapter_config.json", "adapter_model.safetensors"]
+    stale += ["added_tokens.json", "special_tokens_map.json", "vocab.json", "merges.txt", "tokenizer.model"]
+    for name in (*stale, "notes.txt", "tools/plot.py"):
         tree[name] = Blob(b"by hand")
     repo.commit("main", tree, "by hand")
     assert upload(saved, "--skip-verify").code == 0
@@ -531,8 +569,10 @@ def test_dry_run_without_verification_is_no_success(upload, hub, saved):
     "sabotage, reason",
     [
         (wrong_logits, "logits differ"),
+        (logits_that_are_no_numbers, "relative error nan"),
         (missing_code, "cache_latent.py"),
         (code_that_needs_the_package, "modeling_latent"),
+        (missing_class, "LatentAttentionForMaskedLM"),
     ],
 )
 def test_failed_verification_stops(upload, hub, saved, sabotage, reason):
@@ -540,6 +580,12 @@ def test_failed_verification_stops(upload, hub, saved, sabotage, reason):
     assert result.code == 1 and not hub.requests
     last_line = result.err.strip().splitlines()[-1]
     assert "verification failed, nothing was uploaded" in last_line and reason in last_line
+
+
+def test_what_is_uploaded_runs_alone_first(upload, hub, saved):
+    """Without the token, and without the network."""
+    result = upload(saved, "--dry-run", sabotage=code_that_looks_around)
+    assert result.code == 0, result.err
 
 
 # What goes in
@@ -600,7 +646,8 @@ def test_a_checkpoint_without_a_tokenizer(upload, hub, checkpoint):
 
 
 def test_card(upload, worker, hub, checkpoint):
-    history = [{"loss": 9.0}, {"loss": TRAINING_LOSS}, {"eval_loss": 5.5}]
+    history = [{"loss": 9.0}, {"eval_loss": 7.5}, {"loss": TRAINING_LOSS}]
+    history.append({"eval_loss": 5.5})
     state = {"global_step": 123, "epoch": 1.5, "best_metric": None, "log_history": history}
     (checkpoint / "trainer_state.json").write_text(json.dumps(state))
     (checkpoint / "evaluation.json").write_text(
@@ -621,13 +668,15 @@ def test_card(upload, worker, hub, checkpoint):
     llama = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * config["head_dim"] * 4
     assert f"| 32,768 | {worker(state_bytes):,} | {llama * 32768:,} |" in card
     assert "| optimizer steps | 123 |" in card and f"| last training loss | {TRAINING_LOSS} |" in card
+    assert "| last validation loss | 5.5 |" in card
     assert "| bits per byte | 1.23 |" in card and "best metric" not in card
     assert f'from_pretrained("{REPO_ID}", revision="COMMIT_HASH", trust_remote_code=True)' in card
     assert "transformers " in card.split("## Versions")[1]
 
 
 def test_a_card_of_ones_own_is_kept(upload, hub, checkpoint):
-    metadata = "license: cc-by-4.0\nlanguage: fr\ntags:\n- mine\n- 3\nextra: kept\nbase_model: some/llama\n"
+    metadata = "license: cc-by-4.0\nlanguage: fr\ntags:\n- mine\n- 3\n- base_model:some/llama\nextra: kept\n"
+    metadata += "base_model: some/llama\n"
     (checkpoint / "README.md").write_text(f"---\n{metadata}---\n# My words\n\nAll of them.\n")
     (checkpoint / "LICENSE").write_text("CC-BY")
     result = upload(checkpoint, "--skip-verify", "--language", "en")
@@ -636,6 +685,7 @@ def test_a_card_of_ones_own_is_kept(upload, hub, checkpoint):
     assert body == "# My words\n\nAll of them.\n"
     own = {"license: cc-by-4.0", "extra: kept", "base_model: some/llama", "- mine", "- '3'", "- fr"}
     assert own | {"- custom_code", "- en"} <= set(metadata.splitlines())
+    assert "- base_model:" not in metadata  # the Hub makes those tags itself
 
 
 # Adapters
@@ -654,6 +704,9 @@ def test_adapter(upload, worker, hub, saved, tmp_path):
     own_card.rename(tmp_path / "adapter" / "README.md")
     refused = upload(tmp_path / "adapter", "--max-shard-size", "1MB")
     assert refused.code == 2 and "an adapter is one file" in refused.err
+    repo = hub.create(REPO_ID)
+    tree = dict(repo.commits[repo.branches["main"]])
+    repo.commit("main", tree | {"config.json": Blob(b"{}"), "model.safetensors": Blob(b"")}, "a whole model")
     result = upload(tmp_path / "adapter", "--skip-verify")
     files = hub.repos[REPO_ID].files()
     assert set(files) == {"adapter_config.json", "adapter_model.safetensors", "README.md", "LICENSE", ".gitattributes"}
@@ -755,6 +808,11 @@ def test_tokens_that_may_not_write(upload, hub, saved):
             assert result.code == 1 and advice in result.err and token not in result.err
 
 
+def test_a_token_that_an_error_quotes_is_not_shown(upload, hub, saved):
+    result = upload(saved, "--skip-verify", sabotage=client_that_quotes_the_token)
+    assert result.code == 1 and "Bearer ***" in result.err
+
+
 def test_missing_branch(upload, hub, saved):
     hub.create(REPO_ID)
     with unchanged(hub):
@@ -768,6 +826,14 @@ def test_two_server_errors_then_success(upload, hub, saved, request_):
     result = upload(saved, "--skip-verify")
     assert result.code == 0, result.err
     assert set(hub.repos[REPO_ID].files()) > EXPORT_FILES
+
+
+@pytest.mark.parametrize("status", [408, 429])
+def test_a_hub_that_asks_to_wait_is_asked_again(upload, hub, saved, status):
+    hub.fail("POST .*/commit/", status, times=2)
+    result = upload(saved, "--skip-verify")
+    assert result.code == 0, result.err
+    assert result.out.count("a request failed (HfHubHTTPError)") == 2
 
 
 def test_connection_cut_in_the_middle_of_a_shard(upload, hub, saved):
@@ -859,6 +925,10 @@ BAD_CHECKPOINTS = {
     "tokenizer cut": (lambda folder: (folder / "tokenizer.json").write_text("{"), "does not load"),
     "card metadata": (lambda folder: (folder / "README.md").write_text("---\na: [\n---\n"), "README.md"),
     "evaluation": (lambda folder: (folder / "evaluation.json").write_text('{"tool": "mine.py"}'), "mine.py"),
+    "evaluation without results": (
+        lambda folder: (folder / "evaluation.json").write_text('{"tool": "examples/train.py"}'),
+        "the card shows only results",
+    ),
     "adapter config": (lambda folder: (folder / "adapter_config.json").write_text("{}"), "adapter_model.safetensors"),
     "adapter of a classifier": (
         lambda folder: (folder / "adapter_config.json").write_text('{"task_type": "SEQ_CLS"}'),

@@ -41,7 +41,12 @@ from transformers import (
 from transformers.distributed import DistributedConfig
 
 from common import random_ids, randomize, tiny_config, tiny_model
-from modeling_latent import LatentAttention, LatentAttentionForCausalLM, LatentAttentionModel
+from modeling_latent import (
+    LatentAttention,
+    LatentAttentionForCausalLM,
+    LatentAttentionForMaskedLM,
+    LatentAttentionModel,
+)
 from modeling_latent.cache_name import CACHE_NAME, cache_of
 
 
@@ -120,6 +125,16 @@ def test_a_left_padded_row_trains_as_it_does_alone():
     # Not by the labels alone: `Trainer` takes them away to smooth them.
     logits = model(batch["input_ids"], batch["attention_mask"]).logits
     assert not logits[1, :5].any() and logits[1, 5:].any()
+
+
+def test_loss_beside_a_cache_takes_the_mask_of_the_whole_row():
+    model, batch = tiny_model(), padded_batch()
+    input_ids, mask, labels = batch["input_ids"], batch["attention_mask"], batch["labels"]
+    cache = DynamicCache(config=model.config)
+    model(input_ids[:, :7], mask[:, :7], cache=cache)
+    loss = model(input_ids[:, 7:], mask, labels=labels[:, 7:], cache=cache).loss
+    logits = model(input_ids, mask).logits[:, 7:-1]
+    close(loss, cross_entropy(logits.flatten(0, 1), labels[:, 8:].flatten()))
 
 
 @pytest.mark.parametrize(("kept", "positions"), [(1, [-1]), (3, [-3, -2, -1]), (torch.tensor([0, 5]), [0, 5])])
@@ -324,11 +339,21 @@ def test_compiled_refuses_what_it_would_silently_read_as_one_sequence(fresh_comp
         compiled(input_ids, cu_seq_lens_q=torch.tensor([0, 5, 13]), use_cache=False)
 
 
-def test_compiled_takes_sequences_that_do_not_make_up_the_row(fresh_compiler):
-    model, input_ids = tiny_model(num_hidden_layers=1), random_ids(1, 12)
+@pytest.mark.parametrize("lengths", [[5, 1, 6], [1, 1, 1]], ids=str)  # the second needs all the room there is
+def test_compiled_takes_sequences_that_do_not_make_up_the_row(lengths, fresh_compiler):
+    model, input_ids = tiny_model(num_hidden_layers=1), random_ids(1, sum(lengths))
     compiled = torch.compile(model, backend="eager", fullgraph=True)
-    logits = compiled(input_ids, cu_seq_lens_q=torch.tensor([5, 6]), use_cache=False).logits
-    close(logits, torch.cat([model(part).logits for part in input_ids.split([5, 1, 6], dim=1)], dim=1))
+    inner = torch.tensor(lengths).cumsum(0)[:-1]
+    logits = compiled(input_ids, cu_seq_lens_q=inner, use_cache=False).logits
+    close(logits, torch.cat([model(part).logits for part in input_ids.split(lengths, dim=1)], dim=1))
+
+
+def test_compiled_takes_a_mask_of_floats(fresh_compiler):
+    """Whose values it can't look at."""
+    model, batch = tiny_model(num_hidden_layers=1), padded_batch()
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"].float(), "use_cache": False}
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    close(compiled(**inputs).logits, model(**inputs).logits)
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -437,6 +462,17 @@ def test_dtype_auto_is_the_saved_one(dtype, tmp_path):
     tiny_model(dtype=dtype).save_pretrained(tmp_path)
     loaded = LatentAttentionForCausalLM.from_pretrained(tmp_path, dtype="auto")
     assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
+
+
+def test_a_device_map_never_splits_a_block():
+    """Its parts would meet on two devices, at the residual connections."""
+    model = tiny_model(num_hidden_layers=4)
+    nbytes = sum(tensor.nbytes for tensor in model.model.layers[0].parameters())
+    memory = {"cpu": model.model.embed_tokens.weight.nbytes + 5 * nbytes // 2, "disk": 10**9}
+    device_map = accelerate.infer_auto_device_map(model, memory, no_split_module_classes=model._no_split_modules)
+    blocks = {name: device for name, device in device_map.items() if name.startswith("model.layers")}
+    assert blocks.keys() == {f"model.layers.{index}" for index in range(4)}
+    assert set(blocks.values()) == {"cpu", "disk"}
 
 
 def test_layers_offloaded_to_disk_give_the_same_logits_and_text(sharded, tmp_path):
@@ -766,6 +802,7 @@ def test_the_head_is_in_every_parallel_plan():
     assert model.tp_plan.keys() >= {"lm_head"} | {f"model.{name}" for name in model.config.base_model_tp_plan}
     assert model.pp_plan.keys() == {"lm_head"} | {f"model.{name}" for name in model.config.base_model_pp_plan}
     assert model.fsdp_plan.keys() == {"lm_head"} | {f"model.{name}" for name in model.config.base_model_fsdp_plan}
+    assert "lm_head" in LatentAttentionForMaskedLM(tiny_config(is_causal=False)).tp_plan
 
 
 def test_the_pipeline_parallel_plan_names_modules_in_the_order_of_the_forward():

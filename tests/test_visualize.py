@@ -276,6 +276,24 @@ def test_distances_count_the_second_half_of_the_text(maps, outputs):
         assert mass.sum().item() == pytest.approx(1, abs=1e-5)
 
 
+def test_distances_leave_out_the_first_chunk_where_latents_have_read_nothing():
+    influence = torch.zeros(CHUNK + 2, CHUNK + 2)
+    influence[CHUNK:, 0] = 1
+    masses = visualize.distances(visualize.LayerMaps(None, None, influence, None), CHUNK)
+    assert masses["through the latents"].tolist() == [0] * CHUNK + [0.5, 0.5]
+
+
+def test_the_heat_map_is_of_the_tokens_that_have_been_read(checkpoint, text_file, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(visualize, "save_pictures", lambda compression, *_: drawn.append(compression))
+    run(checkpoint, text_file, tmp_path)
+    assert drawn[0].shape == (3, 28) and drawn[0].sum(1).tolist() == pytest.approx([1] * 3, abs=1e-5)
+
+
+def test_a_model_is_shown_without_dropout(checkpoint):
+    assert not visualize.load_model(checkpoint, LAYER).training
+
+
 def test_octaves_sum_distances_that_double():
     mass = torch.arange(9.0)  # distances 0, 1, 2-3, 4-7, 8
     assert octaves(mass).tolist() == [0, 1, 2 + 3, 4 + 5 + 6 + 7, 8]
