@@ -202,7 +202,7 @@ def by_length(bench: Bench, measure: str, lengths: tuple[int, ...], few: tuple[i
         names = bench.names_at(measure, length, few)
         calls = {name: make_call(bench.model(name), input_ids) for name in names}
         points = interleaved(calls, bench.device, bench.seconds)
-        for name in calls.keys() - points.keys():
+        for name in set(names) - points.keys():
             bench.leave_out(measure, length, name, "out of memory")
         bench.note(measure, length, points)
 
@@ -317,10 +317,15 @@ def training_memory(bench: Bench, lengths: tuple[int, ...], names: tuple[str, ..
     for length in lengths:
         for name in names:
             arguments = (name, bench.configs[name], bench.device, bench.dtype, length)
-            try:
-                bench.note("training memory", length, {name: in_fresh_process(training_peak, *arguments)})
-            except (torch.OutOfMemoryError, BrokenProcessPool):  # the latter: the system stopped the process
-                bench.leave_out("training memory", length, name, "out of memory")
+            note_fresh(bench, "training memory", length, name, training_peak, *arguments)
+
+
+def note_fresh(bench: Bench, measure: str, length: int, name: str, function: Callable, *arguments) -> None:
+    """What `function(*arguments)` finds in a process of its own, unless memory runs out there."""
+    try:
+        bench.note(measure, length, {name: in_fresh_process(function, *arguments)})
+    except (torch.OutOfMemoryError, BrokenProcessPool):  # the latter: the system stopped the process
+        bench.leave_out(measure, length, name, "out of memory")
 
 
 def read_and_decode(config: LatentAttentionConfig, device: str, dtype, tokens: int, piece: int, batch: int) -> dict:
@@ -329,6 +334,8 @@ def read_and_decode(config: LatentAttentionConfig, device: str, dtype, tokens: i
     cache, start = None, time.perf_counter()
     for done in range(0, tokens, piece):
         _, cache = forward(model, random_ids(config, device, batch, min(piece, tokens - done)), cache)
+    if device == "cuda":
+        torch.cuda.synchronize()
     context, read = cache.get_seq_length(), time.perf_counter()
     step = greedy_step(model, cache, context, batch)
     for _ in range(100):
@@ -345,7 +352,7 @@ def read_and_decode(config: LatentAttentionConfig, device: str, dtype, tokens: i
 
 def longest_context(bench: Bench, tokens: int, piece: int, batch: int) -> None:
     arguments = (bench.configs[OURS], bench.device, bench.dtype, tokens, piece, batch)
-    bench.note("longest context", tokens, {OURS: in_fresh_process(read_and_decode, *arguments)})
+    note_fresh(bench, "longest context", tokens, OURS, read_and_decode, *arguments)
 
 
 def decode_bytes(model: PreTrainedModel) -> float:

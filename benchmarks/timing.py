@@ -54,9 +54,10 @@ def interleaved(calls: dict[str, Callable], device: str, seconds: float) -> dict
 
     The first round is warm-up, however long it takes: in it the first model alone would pay for memory that the system
     clears when it is asked for. Rounds go on until `seconds` are over, `MOST_ROUNDS` at most, and there are two after
-    the warm-up in any case. A call that runs out of device memory is missing in the answer.
+    the warm-up in any case. A call that runs out of device memory is taken out of `calls`, which should hold all that
+    the call holds, and is missing in the answer.
     """
-    calls, rounds, begin = dict(calls), [], time.perf_counter()
+    rounds, begin = [], time.perf_counter()
     while calls and len(rounds) <= MOST_ROUNDS and (len(rounds) < 3 or time.perf_counter() - begin < seconds):
         rounds.append({})
         for name in list(calls):
@@ -64,7 +65,6 @@ def interleaved(calls: dict[str, Callable], device: str, seconds: float) -> dict
                 rounds[-1][name] = timed(calls[name], device)
             except torch.OutOfMemoryError:
                 del calls[name]
-                torch.cuda.empty_cache()
     return {name: summary([times[name] for times in rounds[1:]]) for name in calls}
 
 
@@ -80,7 +80,9 @@ def keep_freed_memory() -> None:
 
 
 def in_fresh_process(function: Callable, *arguments):
-    """`function(*arguments)` where nothing has been allocated before."""
+    """`function(*arguments)` where nothing has been allocated before, and this process keeps no more than it uses."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 

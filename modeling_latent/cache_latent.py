@@ -202,7 +202,8 @@ class LatentAttentionCacheLayer(CacheLayerMixin):
             raise RuntimeError(
                 f"`crop({tokens_to_remove})` goes back further than what was recorded. Call "
                 "`activate_past_recording()` on the cache before the forward passes that may have to be undone. After "
-                f"a `crop` {CROP_AGAIN} tokens before it can still be undone."
+                f"a `crop` {CROP_AGAIN} tokens before it can still be undone, after rows were exchanged, expanded or "
+                "selected none of what came before."
             )
         while left > 0:
             tokens, before, states, layout = self.history.pop()

@@ -23,7 +23,7 @@ from .attention import MultiHeadAttention, apply_linear, attention_mask_of, bran
 from .cache_latent import MemoryState, update_rows, write_slot
 from .chunk_layout import ChunkLayout, bidirectional_layout, grid_layout
 from .configuration_latent import LatentAttentionConfig
-from .model_inputs import check_attention_mask
+from .model_inputs import check_attention_mask, check_tokens
 from .prefix_statistics import chunk_scores, chunk_statistics, empty_statistics, exclusive_prefix, merge
 from .token_conv import convolve, make_token_conv
 
@@ -92,12 +92,13 @@ class LatentAttention(nn.Module):
             cached: the state that the tokens continue.
 
         Raises:
-            `ValueError`: for a mask that is not `(B, T)`.
+            `ValueError`: for hidden states that are not `(B, T, D)` or have no token, and a mask that is not `(B, T)`.
 
         Returns:
             `(B, T, D)`; with `layout`, `(R, N, S, D)` and the memory's state, for each chunk of a grid.
         """
         if layout is None:
+            check_tokens(hidden_states)
             valid = check_attention_mask(attention_mask, hidden_states, continued=False)
             make_layout = grid_layout if self.config.is_causal else bidirectional_layout
             layout = make_layout(hidden_states.shape[:2], self.config.chunk_size, hidden_states.device, valid)

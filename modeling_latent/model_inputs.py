@@ -53,13 +53,23 @@ class TokensSeen(NamedTuple):
         return len(self.counts) == tokens.shape[0] and same_rows and same_length
 
 
-def check_inputs(inputs_embeds: torch.Tensor, cache, checkpointing: bool) -> None:
-    """That there are tokens, and no cache where layers forget it."""
-    if 0 in inputs_embeds.shape[:2]:
+def check_tokens(hidden_states: torch.Tensor) -> None:
+    """That `hidden_states` are `(B, T, D)`, and that there are any."""
+    shape = tuple(hidden_states.shape)
+    if len(shape) != 3:
         raise ValueError(
-            f"The input is of shape {tuple(inputs_embeds.shape[:2])}, without any token. Beside a cache pass the new "
-            "tokens, and a mask that covers the past as well; or the whole sequence."
+            f"The input is of shape {shape[:-1]}, or as embeddings {shape}, but must be (batch, tokens): put a single "
+            "sequence into a batch of one by `[None]`."
         )
+    if 0 in shape[:2]:
+        raise ValueError(
+            f"The input is of shape {shape[:2]}, without any token. Beside a cache pass the new tokens, and a mask "
+            "that covers the past as well; or the whole sequence."
+        )
+
+
+def check_no_cache_beside(checkpointing: bool, cache) -> None:
+    """Whose layers would forget it."""
     if checkpointing and cache is not None:
         raise ValueError(
             f"`{CACHE_NAME}` is given, but the model is training with gradient checkpointing, whose layers keep no "
@@ -178,6 +188,26 @@ def check_answers(positions: tuple[torch.Tensor, ...], padding: torch.Tensor) ->
     )
 
 
+def check_packing(position_ids, cu_seq_lens_q, seq_idx, batch_shape: tuple[int, int]) -> None:
+    """The shapes of what tells packed sequences apart."""
+    shapes = batch_shape, (1, batch_shape[1])
+    for name, numbers in {"position_ids": position_ids, "seq_idx": seq_idx}.items():
+        if numbers is not None and tuple(getattr(numbers, "shape", ())) not in shapes:
+            raise ValueError(
+                f"`{name}` is {shape_of(numbers)} but must be a tensor of shape {shapes[0]} as the tokens are, or of "
+                f"shape {shapes[1]} for all rows."
+            )
+    if cu_seq_lens_q is not None and getattr(cu_seq_lens_q, "ndim", 0) != 1:
+        raise ValueError(
+            f"`cu_seq_lens_q` is {shape_of(cu_seq_lens_q)} but must be a tensor of shape (sequences + 1,): where each "
+            "sequence starts, and where the last one ends."
+        )
+
+
+def shape_of(value) -> str:
+    return f"of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
+
+
 def sequence_numbers(cu_seq_lens_q: torch.Tensor, batch: int, length: int, device: torch.device) -> torch.Tensor:
     """
     `seq_idx` `(1, T)` from where sequences start, and where the last ends. What lies before and behind them, as
@@ -214,6 +244,7 @@ def check_no_restart(position_ids, valid, tokens_seen: torch.Tensor) -> None:
 def packed_starts(position_ids, cu_seq_lens_q, seq_idx, valid, tokens_seen, inputs_embeds) -> torch.Tensor | None:
     """Tokens that start a sequence, `(B, T)`; `None` where every row is a single one, or continues from a cache."""
     batch, length = inputs_embeds.shape[:2]
+    check_packing(position_ids, cu_seq_lens_q, seq_idx, (batch, length))
     if tokens_seen is not None:
         if cu_seq_lens_q is not None or seq_idx is not None:
             raise ValueError(

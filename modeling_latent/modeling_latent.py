@@ -75,8 +75,9 @@ from .model_inputs import (
     check_answers,
     check_attention_mask,
     check_cache,
-    check_inputs,
+    check_no_cache_beside,
     check_past_of_mask,
+    check_tokens,
     counted_per_predictable,
     packed_starts,
     predictable,
@@ -228,15 +229,16 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
             cache: a `DynamicCache` or a `StaticCache(config=model.config, ...)`.
             use_cache: whether to return one; never in a bidirectional model.
             cu_seq_lens_q: `(sequences + 1,)`, where packed sequences start in the one row, and where the last ends.
-            seq_idx: `(B, T)`, number of the packed sequence that a token belongs to; another way to say the same.
+            seq_idx: `(B, T)`, number of the packed sequence that a token belongs to; another way to say the same. Of
+                several ways `cu_seq_lens_q` counts, then `seq_idx`, then `position_ids`.
             new_chunk_rows: for a step of decoding, rows among which are all that enter a new chunk; `generate()`
                 knows them without asking the device.
             past_key_values: the same as `cache`, by its name before transformers 5.24.
 
         Raises:
-            `ValueError`: for a mask that is not 2-D, a cache that does not belong to this model and batch, two of them
-                or one by another name, packed sequences beside a cache with tokens or in several rows with
-                `cu_seq_lens_q`, and for embeddings beside ids.
+            `ValueError`: for other shapes, such as a mask that is not 2-D, a cache that does not belong to this model
+                and batch, two of them or one by another name, packed sequences beside a cache with tokens or in
+                several rows with `cu_seq_lens_q`, and for embeddings beside ids.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
@@ -245,7 +247,8 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
         cache = one_cache(cache, past_key_values)
         refuse_other_names(kwargs)
         checkpointing = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
-        check_inputs(inputs_embeds, cache, checkpointing)
+        check_tokens(inputs_embeds)
+        check_no_cache_beside(checkpointing, cache)
         if use_cache and self.config.is_causal and not checkpointing and cache is None:
             cache = DynamicCache(config=self.config)
         tokens_seen = check_cache(cache, self.config, inputs_embeds)

@@ -190,11 +190,29 @@ def test_rounds_take_turns_and_the_first_is_warm_up():
     assert order == list("ab") * (timing.MOST_ROUNDS + 4)  # a slow round is warm-up, too
 
 
-def test_what_does_not_fit_is_missing():
-    def fails():
-        raise torch.OutOfMemoryError
+def fails(*args):
+    raise torch.OutOfMemoryError
 
-    assert set(timing.interleaved({"a": fails, "b": int}, "cpu", seconds=1)) == {"b"}
+
+def test_what_does_not_fit_is_missing_and_gives_its_memory_back():
+    model, alive = torch.nn.Linear(2, 2), []
+    weight = weakref.ref(model.weight)
+    calls = {"a": partial(fails, model), "b": lambda: alive.append(weight() is not None)}
+    del model
+    assert set(timing.interleaved(calls, "cpu", seconds=0)) == {"b"}
+    assert not any(alive)
+
+
+@pytest.mark.parametrize("measure", ["training memory", "longest context"])
+def test_a_process_that_runs_out_of_memory_is_left_out(measure, monkeypatch):
+    bench = tiny_bench()
+    monkeypatch.setattr(speed, "in_fresh_process", fails)
+    if measure == "training memory":
+        speed.training_memory(bench, (64,), names=(OURS,))
+    else:
+        speed.longest_context(bench, 64, piece=16, batch=1)
+    expected = {"measure": measure, "model": OURS, "length": 64, "why": "out of memory"}
+    assert bench.result["left_out"] == [expected]
 
 
 def test_throughput_takes_the_largest_batch_that_fits():

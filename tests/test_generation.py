@@ -19,6 +19,7 @@ what is generated cross several chunks of 4.
 
 import copy
 import functools
+import re
 import shutil
 import threading
 
@@ -1122,6 +1123,29 @@ def test_a_padded_cache_is_not_expanded_for_beams():
 def test_an_input_without_any_token_is_refused(shape):
     with pytest.raises(ValueError, match=rf"of shape \({shape[0]}, {shape[1]}\), without any token"):
         double_model()(random_ids(*shape))
+
+
+def test_a_single_sequence_has_to_be_a_batch_of_one():
+    with pytest.raises(
+        ValueError, match=r"of shape \(6,\), or as embeddings \(6, 16\), but must be \(batch, tokens\)"
+    ):
+        double_model()(random_ids(6))
+    with pytest.raises(ValueError, match="put a single sequence into a batch of one"):
+        double_model().model.layers[0].latent_attention(torch.randn(6, 16))
+
+
+@pytest.mark.parametrize("name", ["position_ids", "seq_idx"])
+@pytest.mark.parametrize("shape", [(6,), (1, 5), (2, 7), (3, 2, 6)], ids=str)
+def test_packing_of_another_shape_is_refused(name, shape):
+    message = re.escape(f"`{name}` is of shape {shape} but must be a tensor of shape (2, 6)")
+    with pytest.raises(ValueError, match=message):
+        double_model()(random_ids(2, 6), **{name: torch.zeros(shape, dtype=torch.long)})
+
+
+@pytest.mark.parametrize(("places", "found"), [([0, 6], "a list"), (torch.tensor([[0, 6]]), r"of shape \(1, 2\)")])
+def test_sequences_are_told_by_a_vector(places, found):
+    with pytest.raises(ValueError, match=f"`cu_seq_lens_q` is {found} but must be a tensor of shape"):
+        double_model()(random_ids(1, 6), cu_seq_lens_q=places)
 
 
 def test_a_prompt_without_a_token_behind_the_cache_is_refused():

@@ -21,6 +21,8 @@ A row starts with pairs of a key and a value. Later each key comes once more, an
 accuracy of that against how many numbers the model keeps of a sequence.
 """
 
+from functools import lru_cache
+
 import torch
 from torch.nn.functional import cross_entropy
 
@@ -169,9 +171,12 @@ def run_unit(unit: dict, job: Job) -> dict | None:
     test_set = [part.to(job.device) for part in make_examples(unit["test_examples"], **task, seed=TEST_SEED)]
     batch_size, per_pass = unit["batch_size"], unit["examples"] // unit["batch_size"]
 
+    @lru_cache(maxsize=1)
+    def order_in(a_pass: int) -> torch.Tensor:
+        return torch.randperm(unit["examples"], generator=torch.Generator().manual_seed(a_pass)).to(job.device)
+
     def loss_at(step: int) -> torch.Tensor:
-        order = torch.randperm(unit["examples"], generator=torch.Generator().manual_seed(step // per_pass))
-        batch = order[step % per_pass * batch_size :][:batch_size].to(job.device)
+        batch = order_in(step // per_pass)[step % per_pass * batch_size :][:batch_size]
         return cross_entropy(*query_logits(model, *(part[batch] for part in train_set)))
 
     def is_solved() -> bool:
