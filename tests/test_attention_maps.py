@@ -25,7 +25,7 @@ from transformers.utils.logging import warning_once
 
 from common import random_ids, randomize, tiny_config, tiny_model
 from modeling_latent import LatentAttentionForMaskedLM, LatentAttentionModel, attention_maps
-from modeling_latent.cache_name import cache_of
+from modeling_latent.cache_name import CACHE_NAME, cache_of
 
 
 C, M, H = 4, 3, 4
@@ -202,6 +202,7 @@ def test_language_models_pass_the_maps_on():
     assert causal(random_ids(1, 9), output_attentions=False).local_attentions is None
 
 
+@pytest.mark.skipif(CACHE_NAME != "cache", reason="older versions leave out the places of the others")
 def test_only_the_hidden_states_that_are_asked_for_are_returned():
     model, input_ids = eager_model(), random_ids(1, 9)
     expected = model(input_ids, output_hidden_states=True).hidden_states
