@@ -366,7 +366,7 @@ class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, GenerationMixin
             kept_labels = predictable(labels, attention_mask)
             loss = self.loss_function(logits=logits, labels=kept_labels, vocab_size=self.config.vocab_size, **kwargs)
             if kwargs.get("num_items_in_batch") is not None and kwargs.get("shift_labels") is None:
-                loss = loss * counted_per_predictable(labels, kept_labels)
+                loss = loss * counted_per_predictable(labels, kept_labels).to(loss.device)
         return LatentAttentionCausalLMOutput(
             loss=loss, logits=logits, **{CACHE_NAME: cache_of(outputs)}, **recorded(outputs)
         )

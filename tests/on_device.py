@@ -179,6 +179,7 @@ def test_spread_layers_with_padding_and_packing(is_causal, inputs):
     model.set_attn_implementation("eager")
     rows = 1 if {"cu_seq_lens_q", "seq_idx"} & set(inputs) else 2
     inputs = {**inputs, "input_ids": random_ids(rows, 11), "labels": random_ids(rows, 11), "use_cache": False}
+    inputs["num_items_in_batch"] = torch.tensor(20)  # as `Trainer` counts, on the device of the inputs
     settings = {"output_hidden_states": True, "output_attentions": True}
     there = spread(model)(**{name: move(value) for name, value in inputs.items()}, **settings)
     for ours, theirs in zip(tree_leaves(dict(there)), tree_leaves(dict(model(**inputs, **settings))), strict=True):
