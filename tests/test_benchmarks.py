@@ -13,6 +13,7 @@
 # limitations under the License.
 """The benchmarks: equal peers, real masks, every measure at toy size, and numbers shown as they were measured."""
 
+import subprocess
 import weakref
 from functools import partial
 from pathlib import Path
@@ -305,3 +306,24 @@ def test_the_command_writes_and_adds_to_its_result(tmp_path, monkeypatch):
     assert result["models"]["latent-tiny"]["parameters"][OURS] == 4_367_232
     with pytest.raises(SystemExit):
         speed.main(["--device", "cpu", "--part", "3"])
+
+
+def test_the_revision_says_whether_code_has_changed(tmp_path, monkeypatch):
+    def git(*words: str) -> None:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        subprocess.run(["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    code = tmp_path / "code.py"
+    code.write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    monkeypatch.setattr(record, "__file__", str(tmp_path / "benchmarks" / "record.py"))
+    commit = record.revision()
+    assert len(commit) == 40
+    for folder in ("results", "figures"):
+        (tmp_path / "benchmarks" / folder).mkdir(parents=True)
+        (tmp_path / "benchmarks" / folder / "new.json").write_text("{}")
+    assert record.revision() == commit
+    code.write_text("2")
+    assert record.revision() == f"{commit}+"

@@ -63,6 +63,7 @@ BAD_VALUES = [
     ("norm_eps", 0.0, "greater than 0"),
     ("norm_eps", float("inf"), "finite"),
     ("initializer_range", -0.02, "greater than 0"),
+    ("initializer_range", 0.0, "greater than 0"),
     ("initializer_range", float("inf"), "finite"),
     ("attention_dropout", 1.0, "at least 0 and less than 1"),
     ("attention_dropout", -0.1, "at least 0 and less than 1"),
@@ -129,6 +130,11 @@ def test_defaults_that_follow_from_other_fields():
     assert (config.num_key_value_heads, config.head_dim) == (4, 4)
     assert config.layer_types == ["latent_attention"] * 2
     assert config.rope_parameters == {"rope_type": "default", "rope_theta": 10000.0}
+
+
+def test_rope_parameters_count_before_their_older_names():
+    config = tiny_config(rope_parameters={"rope_theta": 7.0}, rope_theta=5.0, rope_scaling={"rope_theta": 3.0})
+    assert config.rope_parameters == {"rope_type": "default", "rope_theta": 7.0}
 
 
 def test_the_docstring_states_the_defaults():

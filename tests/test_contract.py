@@ -181,6 +181,15 @@ def test_1_merging_with_an_empty_span_is_the_identity_forward_and_backward():
     torch.testing.assert_close(out.grad, torch.ones_like(out), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("scores", [-1e6, 1e6])
+def test_1_a_chunk_of_extreme_scores_is_read_whole(scores):
+    """What stands for a span without tokens is far below the scores of any real one."""
+    lse, out = torch.full((1, 1, 2, 3), scores), torch.randn(1, 1, 2, 3, 4)
+    prefix_lse, prefix_out = exclusive_prefix(lse, out, *empty_statistics((1, 2, 3), 4, torch.float32, "cpu"))
+    assert torch.equal(prefix_lse[:, 1:], lse)
+    assert torch.equal(prefix_out[:, 1:], out)
+
+
 # 2. Causality
 
 
@@ -286,6 +295,15 @@ def test_4_gradients_stay_finite_beside_a_row_of_padding(is_causal):
     assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters() if parameter.grad is not None)
 
 
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_4_padding_gets_what_the_real_token_before_it_gets_and_zeros_in_front_of_the_first(is_causal):
+    model = double_model(is_causal=is_causal)
+    mask = torch.tensor([[0, 0, 1, 1, 0, 1, 0], [0] * 7])
+    logits = model(random_ids(2, 7), attention_mask=mask).logits
+    assert not logits[0, :2].any() and not logits[1].any()
+    assert torch.equal(logits[0, 4], logits[0, 3]) and torch.equal(logits[0, 6], logits[0, 5])
+
+
 def test_4_right_padding_without_a_mask_changes_no_real_logit():
     model = tiny_model()
     input_ids = random_ids(1, 14)
@@ -329,7 +347,7 @@ def test_5_packed_rows_of_a_batch_with_padding_between():
 
 
 @pytest.mark.parametrize("is_causal", [True, False])
-@pytest.mark.parametrize("padding", [(5,), (4, 5), (5, 6, 7), (0, 4, 5), (2, 5, 11)], ids=str)
+@pytest.mark.parametrize("padding", [(5,), (4, 5), (5, 6, 7), (0, 4, 5), (2, 5, 11), (1, 6)], ids=str)
 def test_5_a_document_that_starts_with_padding_is_a_document_of_its_own(padding, is_causal):
     model = double_model(is_causal=is_causal)
     input_ids, lengths = random_ids(1, 12), [5, 7]
@@ -349,6 +367,31 @@ def test_5_a_document_that_starts_with_padding_is_a_document_of_its_own(padding,
 def test_5_sequences_that_do_not_lie_in_the_row_are_refused(places):
     with pytest.raises(ValueError, match="`cu_seq_lens_q` must be rising places in the row of 12 tokens"):
         double_model()(random_ids(1, 12), cu_seq_lens_q=torch.tensor(places))
+
+
+def test_5_a_sequence_may_be_empty():
+    model, input_ids = double_model(), random_ids(1, 12)
+    logits = [
+        model(input_ids, cu_seq_lens_q=torch.tensor(places)).logits for places in ([0, 0, 5, 5, 12, 12], [0, 5, 12])
+    ]
+    assert torch.equal(*logits)
+
+
+def test_5_of_several_ways_to_tell_documents_apart_the_lengths_count_then_the_numbers():
+    model, input_ids = double_model(), random_ids(1, 9)
+    position_ids = torch.tensor([[0, 1, 0, 1, 2, 3, 4, 5, 6]])
+    numbers, places = {"seq_idx": torch.tensor([[0] * 4 + [1] * 5])}, {"cu_seq_lens_q": torch.tensor([0, 6, 9])}
+    for packing in (numbers, places, {**numbers, **places}):
+        logits = model(input_ids, position_ids=position_ids, **packing).logits
+        assert torch.equal(logits, model(input_ids, **(places if places.keys() <= packing.keys() else numbers)).logits)
+
+
+def test_5_the_number_of_padding_inside_a_document_does_not_matter():
+    model, input_ids = double_model(), random_ids(1, 9)
+    seq_idx, mask = torch.zeros(1, 9, dtype=torch.long), torch.ones(1, 9, dtype=torch.long)
+    seq_idx[0, 3], mask[0, 3] = 7, 0
+    logits = model(input_ids, attention_mask=mask, seq_idx=seq_idx).logits[mask.bool()]
+    torch.testing.assert_close(logits, model(input_ids[mask.bool()][None]).logits[0], **CLOSE)
 
 
 @pytest.mark.parametrize("is_causal", [True, False])
@@ -406,6 +449,25 @@ def test_5_the_last_packed_document_continues_from_the_cache():
     model(input_ids[:, :12], position_ids=position_ids, cache=cache)
     rest = torch.cat([model(token, cache=cache).logits for token in input_ids[:, 12:].split(1, 1)], dim=1)
     torch.testing.assert_close(rest, model(input_ids[:, 11:]).logits[:, 1:], **CLOSE)
+
+
+def test_5_documents_stay_apart_where_their_chunks_are_merged_in_several_blocks():
+    model = double_model(chunk_size=1)
+    lengths = [3, BLOCK, 2 * BLOCK, 5]
+    input_ids = random_ids(1, sum(lengths))
+    logits = model(input_ids, cu_seq_lens_q=torch.tensor([0, *lengths]).cumsum(0)).logits
+    alone = torch.cat([model(part).logits for part in input_ids.split(lengths, dim=1)], dim=1)
+    torch.testing.assert_close(logits, alone, **CLOSE)
+
+
+@pytest.mark.parametrize("last", [1, 4, 6])
+def test_5_packed_documents_leave_the_state_of_the_last_one_alone(last):
+    model, input_ids = double_model(), random_ids(1, 9 + last)
+    packed = cache_of(model(input_ids, cu_seq_lens_q=torch.tensor([0, 9, 9 + last]), use_cache=True))
+    alone = cache_of(model(input_ids[:, 9:], use_cache=True))
+    for ours, expected in zip(packed.layers, alone.layers, strict=True):
+        for mine, theirs in zip(tensors(ours.state), tensors(expected.state), strict=True):
+            torch.testing.assert_close(mine, theirs, **CLOSE)
 
 
 # 6. Rollback

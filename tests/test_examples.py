@@ -168,6 +168,11 @@ def test_arguments_that_would_have_no_effect_or_sense_are_refused():
     assert train.ExampleArguments(block_size=2).block_size == 2
 
 
+def test_a_stream_that_fills_its_last_row_has_no_row_behind_it():
+    packed = train.pack({"input_ids": [[5, 6, 7]]}, eos_token_id=0, block_size=3)
+    assert packed == {"input_ids": [[0, 5, 6], [6, 7, 0]], "labels": [[0, 5, 6], [6, 7, 0]]}
+
+
 def test_a_tokenizer_adds_no_tokens_of_its_own_and_needs_one_that_ends_a_document(trained, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(trained)
     expected = tokenizer("def")["input_ids"]
@@ -222,6 +227,11 @@ def test_flags_that_take_an_evaluation_apart_are_refused_before_training(flag, t
 def test_a_vocabulary_too_small_for_all_bytes_is_refused(texts):
     with pytest.raises(ValueError, match="is 257 but must be at least 258"):
         train.train_tokenizer(documents.load_documents(str(texts))["train"], vocab_size=257)
+
+
+def test_the_smallest_vocabulary_gives_back_every_byte(texts):
+    tokenizer = train.train_tokenizer(documents.load_documents(str(texts))["train"], vocab_size=258)
+    assert tokenizer.decode(tokenizer("naïve\n\tdef")["input_ids"]) == "naïve\n\tdef"
 
 
 def test_resuming_without_a_checkpoint_says_so(texts, tmp_path):

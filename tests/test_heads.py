@@ -124,6 +124,12 @@ def test_an_answer_in_the_padding_is_refused():
             model(input_ids, mask, start_positions=wrong[0], end_positions=wrong[1])
 
 
+@pytest.mark.parametrize("given", ["start_positions", "end_positions"])
+def test_half_of_an_answer_has_no_loss(given):
+    outputs = head_model(AutoModelForQuestionAnswering)(random_ids(2, 13), **{given: torch.tensor([3, 4])})
+    assert outputs.loss is None
+
+
 @pytest.mark.parametrize("auto_class", HEADS)
 def test_trainer_leaves_every_head_its_position_ids(auto_class, tmp_path):
     """It drops columns of a data set that the forward does not name; packed rows would read each other."""

@@ -104,6 +104,13 @@ def test_shift_labels_are_taken_as_they_are():
     close(outputs.loss, cross_entropy(outputs.logits.flatten(0, 1), targets.flatten()))
 
 
+def test_shift_labels_of_a_left_padded_row_are_divided_by_num_items_alone():
+    model, batch = tiny_model(), padded_batch()
+    targets = random_ids(3, LENGTH, seed=2)
+    outputs = model(**batch, shift_labels=targets, num_items_in_batch=100)
+    close(outputs.loss, cross_entropy(outputs.logits.flatten(0, 1), targets.flatten(), reduction="sum") / 100)
+
+
 def test_a_left_padded_row_trains_as_it_does_alone():
     """
     Its first token has nothing to be predicted from, least of all what stands at the padding: that once was the
