@@ -137,15 +137,19 @@ def test_a_piece_of_text_is_a_token_longer_than_what_is_predicted():
     assert pieces.shape == (5, 9) and (pieces.diff() == 1).all()
 
 
+def only_read(model, loss_at, steps: int, *args, **kwargs) -> None:
+    """In place of training, which then counts as unfinished."""
+    for step in range(steps):
+        loss_at(step)
+
+
 @pytest.mark.parametrize(
     "module, make", [(language_model, "make_batch"), (passkey, "make_texts")], ids=["text", "passkey"]
 )
 def test_no_two_seeds_see_the_same_data(module, make, monkeypatch):
     seeds, original = [], getattr(module, make)
     monkeypatch.setattr(module, make, lambda *sizes: seeds.append(sizes[-1]) or original(*sizes))
-    monkeypatch.setattr(
-        module, "train", lambda model, loss_at, steps, *args, **kwargs: list(map(loss_at, range(steps))).clear()
-    )
+    monkeypatch.setattr(module, "train", only_read)
     (point, *_) = module.points(module.FORMS["smoke"])
     for seed in (0, 1):
         module.run_unit({**point, "learning_rate": 1e-3, "seed": seed}, training.Job("cpu", 1.0, None))
