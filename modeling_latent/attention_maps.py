@@ -13,12 +13,13 @@
 # limitations under the License.
 """What a forward with `output_attentions=True` returns: who attends to whom, in each of a layer's attentions.
 
-Each is a tuple with one tensor per layer. With N chunks of C tokens:
+Each is a tuple with one entry per layer: `None` for a layer that has no such attention, by its kind in
+`layer_pattern`, and no tuple at all where no layer has. With N chunks of C tokens, S sinks and M latents:
 
     attentions              (B, H, T, M)     retrieval: how every token reads the refined latents
     compression_attentions  (B, N, H, M, T)  what the latents that the tokens of chunk n read have read themselves
     refinement_attentions   (B, N, H, M, M)  how these latents attend to each other
-    local_attentions        (B, H, T, 2C)    every token's window: first the chunk before its own, then its own
+    local_attentions        (B, H, T, S + 2C)  every token's window: sinks, the chunk before its own, its own
 
 They sum to one over the last axis. Latents of a sequence's first chunk have read nothing: their compression is zero.
 Beside a cache it sums to less than one, as what was read before this forward is not among its tokens; a step of
@@ -37,7 +38,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, MaskedLMOutput
 from transformers.utils import logging
 
-from .chunk_layout import ChunkLayout
+from .chunk_layout import GridLayout, StepLayout
 from .configuration_latent import LatentAttentionConfig
 
 
@@ -86,35 +87,62 @@ def recorded(outputs: LatentAttentionModelOutput) -> dict:
     return {name: getattr(outputs, name) for name in ("hidden_states", "attentions", *MAPS)}
 
 
-def queries_to_tokens(weights: torch.Tensor, layout: ChunkLayout) -> torch.Tensor:
-    """`(R, N, H, S, X)`, the weights of every slot, to `(B, H, T, X)`."""
-    by_slot = weights.transpose(2, 3).reshape(*layout.grid_shape, weights.shape[2], -1)  # (R, N, S, H, X)
+def queries_to_tokens(weights: torch.Tensor, layout: GridLayout | StepLayout) -> torch.Tensor:
+    """
+    The weights of every query, `(R, N, H, C, X)`, of a bidirectional model's retrieval `(R, H, N C, X)`, and of a step
+    `(B, H, 1, X)`, to `(B, H, T, X)`.
+    """
+    if isinstance(layout, StepLayout):
+        return weights
+    by_slot = weights.transpose(-3, -2).reshape(*layout.grid_shape, weights.shape[-3], -1)  # (R, N, C, H, X)
     return layout.to_tokens(by_slot).transpose(1, 2)
 
 
-def keys_to_tokens(weights: torch.Tensor, layout: ChunkLayout) -> torch.Tensor:
+def keys_to_tokens(weights: torch.Tensor, layout: GridLayout) -> torch.Tensor:
     """`(R, X, H, M, N, C)`, the weights on every slot, to `(B, X, H, M, T)`."""
     by_token = layout.to_tokens(weights.movedim((4, 5), (1, 2)))  # (B, T, X, H, M)
-    if layout.token_valid is not None:
-        valid = layout.token_valid.to(weights.device)
+    if layout.indices is not None:
+        valid = layout.indices.token_valid.to(weights.device)
         by_token = by_token.masked_fill(~valid[..., None, None, None], 0)
     return by_token.movedim(1, -1)
 
 
-def maps_in_token_order(outputs: LatentAttentionModelOutput, layout: ChunkLayout, layers) -> None:
+def compression_to_tokens(read, layer, layout: GridLayout) -> torch.Tensor:
+    """
+    `(B, N, H, M, T)` from what a `layer` recorded: its grid, or of a bidirectional model the weights of its one reading
+    `(R, H, M, N C)`, for which N is 1.
+    """
+    if isinstance(read, torch.Tensor):
+        return keys_to_tokens(read.unflatten(-1, layout.grid_shape[1:])[:, None], layout)
+    return keys_to_tokens(layer.latent_attention.compression_weights(read, layout), layout)
+
+
+def refinement_by_chunk(weights: torch.Tensor) -> torch.Tensor:
+    """`(B, N, H, M, M)`; of a bidirectional model, whose weights are `(R, H, M, M)`, N is 1."""
+    return weights.view(weights.shape[0], -1, *weights.shape[-3:])
+
+
+def maps_in_token_order(outputs: LatentAttentionModelOutput, layout: GridLayout | StepLayout, layers) -> None:
     """What the layers recorded in slots, in place. Fused attention has no weights: then there are no maps at all."""
-    refined, read, local = outputs.refinement_attentions, outputs.compression_attentions, outputs.local_attentions
-    outputs.refinement_attentions = outputs.compression_attentions = outputs.local_attentions = None
-    if not outputs.attentions:
+    read, refined, local = outputs.compression_attentions, outputs.refinement_attentions, outputs.local_attentions
+    outputs.compression_attentions = outputs.refinement_attentions = outputs.local_attentions = None
+    if not outputs.attentions and not local:
         return
-    outputs.attentions = tuple(queries_to_tokens(weights, layout) for weights in outputs.attentions)
-    if local:
-        outputs.local_attentions = tuple(queries_to_tokens(weights, layout) for weights in local)
-    if not layout.is_step:
-        outputs.refinement_attentions = tuple(
-            weights.view(weights.shape[0], -1, *weights.shape[-3:]) for weights in refined
-        )
-        outputs.compression_attentions = tuple(
-            keys_to_tokens(layer.latent_attention.compression_weights(state, layout), layout)
-            for layer, state in zip(layers, read, strict=True)
-        )
+    with_latents = [None if layer.kind == "local" else layer for layer in layers]
+    with_window = [None if layer.kind == "latent" else layer for layer in layers]
+    outputs.attentions = by_layer(with_latents, outputs.attentions, lambda weights, _: queries_to_tokens(weights, layout))
+    outputs.local_attentions = by_layer(with_window, local, lambda weights, _: queries_to_tokens(weights, layout))
+    if isinstance(layout, StepLayout):
+        return
+    outputs.refinement_attentions = by_layer(with_latents, refined, lambda weights, _: refinement_by_chunk(weights))
+    outputs.compression_attentions = by_layer(
+        with_latents, read, lambda grid, layer: compression_to_tokens(grid, layer, layout)
+    )
+
+
+def by_layer(layers: list, recorded: tuple, make_map) -> tuple | None:
+    """A map of what was `recorded` in those of the `layers` that are not `None`, in their places."""
+    if all(layer is None for layer in layers):
+        return None
+    found = iter(recorded)
+    return tuple(None if layer is None else make_map(next(found), layer) for layer in layers)

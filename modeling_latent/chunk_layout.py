@@ -14,12 +14,12 @@
 """The chunk layout: every real token gets a slot, so that every sequence starts at a chunk boundary.
 
 Left padding, right padding, holes in the mask, a continued prompt whose rows stand at different points of a chunk
-and packed documents are all a gather into slots before the first layer and a gather back after the last. Between
-the two, hidden states are `(R, N, S, D)`: R rows, N chunks, S slots. Three layouts share this form:
+and packed documents are all a gather into slots before the first layer and a gather back after the last.
 
-* a *grid* of whole chunks, S = C, for training and prefill;
-* one *step* of decoding, N = S = 1: the token goes to the slot that its row has reached;
-* the bidirectional grid, where a row is one document, so that each has latents of its own.
+There are two layouts. A *grid* of whole chunks is for training and prefill: between the two gathers hidden states are
+`(R, N, C, D)`, R rows of N chunks of C slots. (In a bidirectional model a row of the grid is one document, so that each
+has latents of its own.) A *step* of decoding adds one token to each sequence, to the slot that it has reached: its
+hidden states stay `(B, 1, D)`.
 """
 
 from typing import NamedTuple
@@ -27,50 +27,37 @@ from typing import NamedTuple
 import torch
 
 
-class ChunkLayout(NamedTuple):
-    """Where tokens stand. `None` stands for the plain case throughout, so that it costs nothing.
+class SlotIndices(NamedTuple):
+    """Both directions of the gather between tokens and slots, for rows that are not simply filled from the left."""
 
-    Attributes:
-        batch_shape: `(B, T)` of the tokens.
-        grid_shape: `(R, N, S)` of the slots.
-        slot_tokens: `(R * N * S,)`, index of each slot's token among the `B * T`; `None`: slot i holds token i.
-        token_slots: `(B * T,)`, index of each token's slot among the `R * N * S`.
-        token_valid: `(B, T)`, whether a token is real, and has a slot of its own; `None`: every one.
-        slot_valid: `(R, N, S)`, whether a token stands there; `None` in the plain case without spare slots.
-        has_previous: `(R or 1, N)`, whether the chunk before belongs to the same sequence.
-        sequence_ids: `(R, N)`, only where a row packs several sequences.
-        chunks_before: `(R, N)`, chunks of the same sequence in front of each; only beside `sequence_ids`.
-        filled: `(B,)`, slots of the first chunk whose tokens are in the cache already; only in a continued grid.
-        ends, seen: `(B, T)`, the slot after token t, and the tokens of its sequence up to it; only beside a cache.
-        slot: `(B,)`, the slot of the new token, only in a step.
-        new_chunk_rows: `(X,)`, candidates: every row that enters a new chunk is among them; only in a step.
-        enters_chunk: `(X,)`, which of the candidates do.
-    """
+    slot_tokens: torch.Tensor  # (R * N * C,), index of each slot's token among the B * T
+    token_slots: torch.Tensor  # (B * T,), index of each token's slot among the R * N * C
+    token_valid: torch.Tensor  # (B, T), whether a token is real, and has a slot of its own
 
-    batch_shape: tuple[int, int]
-    grid_shape: tuple[int, int, int]
-    has_previous: torch.Tensor
-    slot_tokens: torch.Tensor | None = None
-    token_slots: torch.Tensor | None = None
-    token_valid: torch.Tensor | None = None
-    slot_valid: torch.Tensor | None = None
-    sequence_ids: torch.Tensor | None = None
-    chunks_before: torch.Tensor | None = None
-    filled: torch.Tensor | None = None
-    ends: torch.Tensor | None = None
-    seen: torch.Tensor | None = None
-    slot: torch.Tensor | None = None
-    new_chunk_rows: torch.Tensor | None = None
-    enters_chunk: torch.Tensor | None = None
 
-    @property
-    def is_step(self) -> bool:
-        return self.slot is not None
+class Progress(NamedTuple):
+    """Where sequences stand after a token: after every one of a grid `(B, T)`, or after a certain one `(B,)`."""
+
+    end: torch.Tensor  # the slot of its row in which the next token would stand
+    seen: torch.Tensor  # tokens of the sequence up to this one
+
+
+class GridLayout(NamedTuple):
+    """Where tokens stand in whole chunks. `None` stands for the plain case throughout, so that it costs nothing."""
+
+    batch_shape: tuple[int, int]  # (B, T) of the tokens
+    grid_shape: tuple[int, int, int]  # (R, N, C) of the slots
+    chunk_index: torch.Tensor  # (R or 1, N), number of each chunk in its sequence, from 0
+    slot_valid: torch.Tensor | None = None  # (R or 1, N, C), whether a token stands there
+    indices: SlotIndices | None = None  # None: slot i holds token i
+    sequence_ids: torch.Tensor | None = None  # (R, N), only where a row packs several sequences
+    filled: torch.Tensor | None = None  # (B,), slots of the first chunk whose tokens are in the cache already
+    progress: Progress | None = None  # (B, T), only beside a cache
 
     def to_slots(self, tokens: torch.Tensor) -> torch.Tensor:
-        """`(B, T, ...) -> (R, N, S, ...)`; slots without a token hold zeros."""
-        if self.slot_tokens is not None:
-            slots = tokens.flatten(0, 1)[self.slot_tokens].unflatten(0, self.grid_shape)
+        """`(B, T, ...) -> (R, N, C, ...)`; slots without a token hold zeros."""
+        if self.indices is not None:
+            slots = tokens.flatten(0, 1)[self.indices.slot_tokens].unflatten(0, self.grid_shape)
             return slots.masked_fill(~self.slot_valid.reshape(self.grid_shape + (1,) * (tokens.ndim - 2)), 0)
         rows, chunks, size = self.grid_shape
         spare = chunks * size - tokens.shape[1]
@@ -80,19 +67,43 @@ class ChunkLayout(NamedTuple):
 
     def to_tokens(self, slots: torch.Tensor) -> torch.Tensor:
         """
-        `(R, N, S, ...) -> (B, T, ...)`. Padding has no slot: it gets what the real token before it gets, from which
+        `(R, N, C, ...) -> (B, T, ...)`. Padding has no slot: it gets what the real token before it gets, from which
         the next one is predicted; in front of the first token of a row, or of its part beside a cache, it gets zeros.
         The slots may be on another device than the first layer, for which the layout was made.
         """
-        if self.token_slots is not None:
-            tokens = slots.flatten(0, 2)[self.token_slots.to(slots.device)].unflatten(0, self.batch_shape)
-            leading = self.token_valid.to(slots.device).cumsum(1) == 0  # (B, T)
-            return tokens.masked_fill(leading.reshape(self.batch_shape + (1,) * (tokens.ndim - 2)), 0)
-        return slots.flatten(1, 2)[:, : self.batch_shape[1]]
+        if self.indices is None:
+            return slots.flatten(1, 2)[:, : self.batch_shape[1]]
+        tokens = slots.flatten(0, 2)[self.indices.token_slots.to(slots.device)].unflatten(0, self.batch_shape)
+        leading = self.indices.token_valid.to(slots.device).cumsum(1) == 0  # (B, T)
+        return tokens.masked_fill(leading.reshape(self.batch_shape + (1,) * (tokens.ndim - 2)), 0)
+
+    def progress_after(self, token: int) -> Progress:
+        """Where each row's sequence stands after the `token`-th of the T tokens, `(B,)` each."""
+        return Progress(*(tensor[:, token].clone() for tensor in self.progress))  # not views, which would keep all T
+
+
+class StepLayout(NamedTuple):
+    """Where one more token of each sequence goes."""
+
+    tokens_seen: torch.Tensor  # (B,), tokens of the sequence before this one
+    slot: torch.Tensor  # (B,), the slot of the new token in its chunk
+    new_chunk_rows: torch.Tensor  # (X,), candidates: every row that enters a new chunk is among them
+    enters_chunk: torch.Tensor  # (X,), which of the candidates do
+    chunk_index: torch.Tensor  # (B, 1), number of the new token's chunk in its sequence, from 0
+
+    def to_slots(self, tokens: torch.Tensor) -> torch.Tensor:
+        """`(B, 1, D)`, as they are: every token has a slot, and there is one."""
+        return tokens
+
+    def to_tokens(self, slots: torch.Tensor) -> torch.Tensor:
+        return slots
 
 
 def chunks_of(length: int, chunk_size: int) -> int:
-    """That hold `length` tokens, at least 1. Not `-(-length // size)`: ONNX rounds a negative quotient upwards."""
+    """
+    How many chunks hold `length` tokens, at least 1. Not written as `-(-length // size)`, because ONNX rounds a
+    negative quotient upwards.
+    """
     return (length - 1) // chunk_size + 1
 
 
@@ -105,7 +116,7 @@ def grid_layout(
     tokens_seen: torch.Tensor | None = None,
     with_cache: bool = False,
     most_sequences: int | None = None,
-) -> ChunkLayout:
+) -> GridLayout:
     """Layout of whole chunks for a causal model.
 
     Args:
@@ -115,7 +126,7 @@ def grid_layout(
         valid: `(B, T)` bool, `False` for padding; `None`: every token is real.
         starts: `(B, T)` bool, real tokens that start a packed sequence; `None`: a row is one sequence.
         tokens_seen: `(B,)`, tokens of the sequence that the cache holds; `None`: it is empty. Never beside `starts`.
-        with_cache: whether `ends` and `seen` are needed.
+        with_cache: whether `progress` is needed.
         most_sequences: how many packed sequences there are at most, if the caller knows: a compiled graph, which
             can't look how many chunks they fill, then makes room for one chunk more each.
     """
@@ -136,15 +147,16 @@ def grid_layout(
     else:
         # The one case whose number of chunks depends on the data: it waits for the device, once a forward.
         chunks = int(chunk.max()) + 1
-    has_previous = _has_previous(chunk.where(opens_chunk, chunks), chunks, place >= chunk_size, past > chunk_size)
-    return ChunkLayout(
+    first_index = (past - 1).clamp(min=0) // chunk_size  # (B,), of a row's first chunk, which may be in the cache
+    chunk_index = _chunk_index(chunk.where(opens_chunk, chunks), chunks, place // chunk_size, first_index)
+    return GridLayout(
         batch_shape,
         (batch, chunks, chunk_size),
-        has_previous,
-        filled=None if tokens_seen is None else filled,
+        chunk_index,
         **_gather_indices(slot, valid, (batch, chunks, chunk_size)),
-        **(_sequences(has_previous) if starts is not None else {}),
-        **(_progress(slot, place, valid, filled, past) if with_cache else {}),
+        sequence_ids=None if starts is None else (chunk_index == 0).cumsum(1),
+        filled=None if tokens_seen is None else filled,
+        progress=_progress(slot, place, valid, filled, past) if with_cache else None,
     )
 
 
@@ -154,7 +166,7 @@ def bidirectional_layout(
     device: torch.device,
     valid: torch.Tensor | None = None,
     starts: torch.Tensor | None = None,
-) -> ChunkLayout:
+) -> GridLayout:
     """Layout of whole chunks for a bidirectional model: one row per sequence. Arguments as in `grid_layout`."""
     if valid is None and starts is None:
         return _plain_layout(batch_shape, chunk_size, device, with_cache=False)
@@ -167,15 +179,15 @@ def bidirectional_layout(
         row = ((valid & (place == 0)).flatten().cumsum(0) - 1).clamp(min=0).view(batch_shape)
         rows, longest = int(row.max()) + 1, max(int(place.max()), 0) + 1  # one slot where all is padding
     chunks = chunks_of(longest, chunk_size)
-    has_previous = (torch.arange(chunks, device=device) > 0)[None]  # (1, N)
     slot = row * chunks * chunk_size + place.clamp(min=0)  # already counted over all rows
     grid_shape = (rows, chunks, chunk_size)
-    return ChunkLayout(
-        batch_shape, grid_shape, has_previous, **_gather_indices(slot, valid, grid_shape, per_row=False)
+    chunk_index = torch.arange(chunks, device=device)[None]  # (1, N)
+    return GridLayout(
+        batch_shape, grid_shape, chunk_index, **_gather_indices(slot, valid, grid_shape, per_row=False)
     )
 
 
-def step_layout(tokens_seen: torch.Tensor, chunk_size: int, new_chunk_rows: torch.Tensor | None = None) -> ChunkLayout:
+def step_layout(tokens_seen: torch.Tensor, chunk_size: int, new_chunk_rows: torch.Tensor | None = None) -> StepLayout:
     """
     Layout of one decoding step, one real token per row.
 
@@ -185,35 +197,27 @@ def step_layout(tokens_seen: torch.Tensor, chunk_size: int, new_chunk_rows: torc
         new_chunk_rows: rows among which are all that enter a new chunk, if the caller knows; without it, looking
             costs one wait for the device, and under `torch.compile` every row is taken for one.
     """
-    batch, device = tokens_seen.shape[0], tokens_seen.device
     slot = tokens_seen % chunk_size
     enters_chunk = (slot == 0) & (tokens_seen > 0)
     if new_chunk_rows is None:
         compiling = torch.compiler.is_compiling()
-        new_chunk_rows = torch.arange(batch, device=device) if compiling else enters_chunk.nonzero()[:, 0]
-    return ChunkLayout(
-        (batch, 1),
-        (batch, 1, 1),
-        (tokens_seen >= chunk_size)[:, None],
-        seen=(tokens_seen + 1)[:, None],
-        slot=slot,
-        new_chunk_rows=new_chunk_rows,
-        enters_chunk=enters_chunk[new_chunk_rows],
-    )
+        rows = torch.arange(tokens_seen.shape[0], device=tokens_seen.device)
+        new_chunk_rows = rows if compiling else enters_chunk.nonzero()[:, 0]
+    chunk_index = (tokens_seen // chunk_size)[:, None]
+    return StepLayout(tokens_seen, slot, new_chunk_rows, enters_chunk[new_chunk_rows], chunk_index)
 
 
-def _plain_layout(batch_shape, chunk_size: int, device, with_cache: bool) -> ChunkLayout:
+def _plain_layout(batch_shape, chunk_size: int, device, with_cache: bool) -> GridLayout:
     """No padding, no packing, nothing cached: slot i holds token i, and a few spare slots end the last chunk."""
     batch, length = batch_shape
     chunks = chunks_of(length, chunk_size)
-    has_previous = (torch.arange(chunks, device=device) > 0)[None]  # (1, N)
+    chunk_index = torch.arange(chunks, device=device)[None]  # (1, N)
     slot_valid = None
     if chunks * chunk_size > length:
         slot_valid = (torch.arange(chunks * chunk_size, device=device) < length).view(1, chunks, chunk_size)
-    seen = (torch.arange(length, device=device) + 1).expand(batch_shape) if with_cache else None
-    return ChunkLayout(
-        batch_shape, (batch, chunks, chunk_size), has_previous, slot_valid=slot_valid, ends=seen, seen=seen
-    )
+    seen = (torch.arange(length, device=device) + 1).expand(batch_shape)
+    progress = Progress(seen, seen) if with_cache else None
+    return GridLayout(batch_shape, (batch, chunks, chunk_size), chunk_index, slot_valid, progress=progress)
 
 
 def _places(valid, starts) -> torch.Tensor:
@@ -222,14 +226,15 @@ def _places(valid, starts) -> torch.Tensor:
     return rank if starts is None else rank - torch.where(starts, rank, 0).cummax(1).values
 
 
-def _has_previous(opened, chunks: int, continues, first_continues) -> torch.Tensor:
+def _chunk_index(opened, chunks: int, index, first_index) -> torch.Tensor:
     """
-    Which chunks `(B, chunks)` continue the one before: as the tokens `(B, T)` say that open them, and of a row's
-    first one, which may be in the cache, as `first_continues` `(B,)` says. Other tokens open one more: it is dropped.
+    The number of each chunk in its sequence, `(B, chunks)`: as the tokens `(B, T)` say that open them, and of a row's
+    first one, which may be in the cache, as `first_index` `(B,)` says. Other tokens open one chunk more, which is
+    dropped. A chunk that no token opens counts as the first of a sequence of its own.
     """
-    has_previous = torch.zeros(opened.shape[0], chunks + 1, dtype=torch.bool, device=opened.device)
-    has_previous[:, 0] = first_continues
-    return has_previous.scatter(1, opened, continues)[:, :-1]
+    chunk_index = index.new_zeros(opened.shape[0], chunks + 1)
+    chunk_index[:, 0] = first_index
+    return chunk_index.scatter(1, opened, index)[:, :-1]
 
 
 def _gather_indices(slot, valid, grid_shape, per_row: bool = True) -> dict:
@@ -243,25 +248,13 @@ def _gather_indices(slot, valid, grid_shape, per_row: bool = True) -> dict:
     order = torch.arange(slot.shape[0], device=slot.device)
     slot_tokens = order.new_zeros(total + 1).scatter(0, slot, order)[:-1]
     slot_valid = torch.zeros(total + 1, dtype=torch.bool, device=slot.device).scatter(0, slot, valid.flatten())[:-1]
-    return {
-        "slot_tokens": slot_tokens,
-        "token_slots": token_slots,
-        "token_valid": valid,
-        "slot_valid": slot_valid.view(grid_shape),
-    }
+    return {"indices": SlotIndices(slot_tokens, token_slots, valid), "slot_valid": slot_valid.view(grid_shape)}
 
 
-def _sequences(has_previous) -> dict:
-    """Number the sequences of each row, and each sequence's chunks."""
-    order = torch.arange(has_previous.shape[1], device=has_previous.device).expand_as(has_previous)
-    first = torch.where(has_previous, 0, order).cummax(1).values
-    return {"sequence_ids": (~has_previous).cumsum(1), "chunks_before": order - first}
-
-
-def _progress(slot, place, valid, filled, past) -> dict:
-    """For every token, where the next one would go and how much of the sequence has been seen: `(B, T)` each."""
+def _progress(slot, place, valid, filled, past) -> Progress:
+    """Where each sequence stands after every token. Padding changes nothing."""
     order = torch.arange(slot.shape[1], device=slot.device).expand_as(slot)
     last = torch.where(valid, order, -1).cummax(1).values  # the last real token so far, -1 before the first
-    ends = torch.where(last < 0, filled[:, None], slot.gather(1, last.clamp(min=0)) + 1)
+    end = torch.where(last < 0, filled[:, None], slot.gather(1, last.clamp(min=0)) + 1)
     seen = torch.where(last < 0, past[:, None], place.gather(1, last.clamp(min=0)) + 1)
-    return {"ends": ends, "seen": seen}
+    return Progress(end, seen)

@@ -41,6 +41,9 @@ POSITIVE_FIELDS = (
     "num_latents",
     "chunk_size",
 )
+LATENT_STEPS = ("input_to_latent", "latent_self", "latent_to_input")
+LAYER_KINDS = ("local", "latent", "both")
+DEFAULT_PATTERN = ("local", "both")
 ROPE_FIELDS = {  # by `rope_type`
     "default": {"rope_theta"},
     "llama3": {"rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
@@ -57,14 +60,22 @@ class LatentAttentionConfig(PreTrainedConfig):
     Configuration of a [`LatentAttentionModel`]. Beyond transformers' usual fields:
 
     Args:
-        num_latents (`int`, defaults to 64): Learnable latent vectors per layer, the memory's size M.
-        chunk_size (`int`, defaults to 64): Tokens per chunk C. The latents take in a chunk when it is complete;
-            local attention reaches between C and 2C - 1 tokens back.
+        layer_pattern (`list[str]`, defaults to `["local", "both"]`): Kinds of layers, repeated from the first layer to
+            the last. `"local"` has windowed self-attention alone, `"latent"` has latent attention in its place, and
+            `"both"` has one after the other.
+        num_latents (`int`, defaults to 64): Learnable latent vectors M of each layer that has latents: the size of its
+            memory.
+        chunk_size (`int`, defaults to 64): Tokens per chunk C, the piece of text that the latents take in at once,
+            when it is complete. Local attention reaches between C and 2C - 1 tokens back.
+        num_sink_tokens (`int`, defaults to 0): First tokens S of a sequence that local attention still sees once they
+            have left its window (StreamingLLM, Xiao et al. 2023, arXiv:2309.17453); at most C. The weights of a model
+            that was trained with full attention need them.
         conv_kernel_size (`int`, defaults to 4): Tokens that the causal depthwise convolution in front of the memory
             spans; 0 for none.
         mlp_conv_kernel_size (`int`, defaults to 4): The same for a convolution in front of the MLP.
-        local_attention (`bool`, defaults to `True`): Whether a layer also has windowed self-attention (latent
-            attention then augments it) or not (latent attention replaces it).
+        max_chunk_repeats (`float`, defaults to 1): In training, each chunk weighs in compression as if the text had it
+            up to so many times, drawn log-uniformly for every chunk. The latents learn to find what matters among many
+            more tokens than a row has, as they must in longer texts. 1 for none; for causal models.
         is_causal (`bool`, defaults to `True`): Language model, or bidirectional encoder.
         initializer_range (`float`, defaults to 0.02): Standard deviation of embeddings and head; what layers add to
             the token stream starts in proportion to it. 1 / sqrt(hidden_size) is recommended.
@@ -82,27 +93,6 @@ class LatentAttentionConfig(PreTrainedConfig):
 
     model_type = "latent_attention"
     keys_to_ignore_at_inference = ["cache", "past_key_values"]  # the same, see cache_name.py
-    base_model_tp_plan = {
-        "layers.*.local_attention.q_proj": "colwise",
-        "layers.*.local_attention.k_proj": "colwise",
-        "layers.*.local_attention.v_proj": "colwise",
-        "layers.*.local_attention.o_proj": "rowwise",
-        "layers.*.latent_attention.input_to_latent.q_proj": "colwise",
-        "layers.*.latent_attention.input_to_latent.k_proj": "colwise",
-        "layers.*.latent_attention.input_to_latent.v_proj": "colwise",
-        "layers.*.latent_attention.input_to_latent.o_proj": "rowwise",
-        "layers.*.latent_attention.latent_self.q_proj": "colwise",
-        "layers.*.latent_attention.latent_self.k_proj": "colwise",
-        "layers.*.latent_attention.latent_self.v_proj": "colwise",
-        "layers.*.latent_attention.latent_self.o_proj": "rowwise",
-        "layers.*.latent_attention.latent_to_input.q_proj": "colwise",
-        "layers.*.latent_attention.latent_to_input.k_proj": "colwise",
-        "layers.*.latent_attention.latent_to_input.v_proj": "colwise",
-        "layers.*.latent_attention.latent_to_input.o_proj": "rowwise",
-        "layers.*.mlp.gate_proj": "colwise",
-        "layers.*.mlp.up_proj": "colwise",
-        "layers.*.mlp.down_proj": "rowwise",
-    }
     base_model_pp_plan = {
         "embed_tokens": (["input_ids"], ["inputs_embeds"]),
         "layers": (["hidden_states", "layout"], ["hidden_states"]),
@@ -120,13 +110,15 @@ class LatentAttentionConfig(PreTrainedConfig):
     chunk_size: int = 64
     conv_kernel_size: int = 4
     mlp_conv_kernel_size: int = 4
-    local_attention: bool = True
+    layer_pattern: list[str] | None = None
+    num_sink_tokens: int = 0
     is_causal: bool = True
     hidden_act: str = "silu"
     norm_type: str = "layer_norm"
     norm_eps: float = 1e-5
     attention_bias: bool = False
     attention_dropout: int | float = 0.0
+    max_chunk_repeats: int | float = 1
     rope_parameters: dict | None = None
     initializer_range: float = 0.02
     use_cache: bool = True
@@ -146,6 +138,7 @@ class LatentAttentionConfig(PreTrainedConfig):
                 "num_attention_heads",
                 f"a divisor of `hidden_size` ({self.hidden_size}) where `head_dim` is not given",
             )
+        self._take_older_pattern(kwargs)
         # What a checkpoint says is overwritten: entries read from the Hub carry the name of the repository that they
         # were read from, and a copy saved elsewhere must point to its own code.
         kwargs.pop("auto_map", None)
@@ -163,6 +156,19 @@ class LatentAttentionConfig(PreTrainedConfig):
             factor, length = (self.rope_parameters[name] for name in ("factor", "original_max_position_embeddings"))
             kwargs.setdefault("max_position_embeddings", int(factor * length))
         super().__post_init__(**kwargs)
+
+    def _take_older_pattern(self, kwargs: dict) -> None:
+        """Read `local_attention`, which version 0.1.0 wrote, and give `layer_pattern` its default."""
+        local_attention = kwargs.pop("local_attention", None)
+        meant = {None: None, True: ["both"], False: ["latent"]}.get(local_attention, "neither")
+        if meant == "neither" or (meant and self.layer_pattern not in (None, meant)):
+            raise ValueError(
+                f"`local_attention` is {local_attention!r}, but must be True, which is the older name of "
+                '`layer_pattern=["both"]`, or False, for `["latent"]`, and agree with `layer_pattern`, which is '
+                f"{self.layer_pattern}. Leave `local_attention` out."
+            )
+        if self.layer_pattern is None:
+            self.layer_pattern = meant or list(DEFAULT_PATTERN)
 
     def _require(self, holds: bool, field: str, allowed: str):
         if not holds:
@@ -188,6 +194,22 @@ class LatentAttentionConfig(PreTrainedConfig):
         """Part of `@strict`-powered validation: runs when the configuration is made."""
         for field in POSITIVE_FIELDS:
             self._require(getattr(self, field) >= 1, field, "an integer of at least 1")
+        self._require(
+            len(self.layer_pattern) > 0 and set(self.layer_pattern) <= set(LAYER_KINDS),
+            "layer_pattern",
+            'a list of "local", "latent" and "both", at least one of them',
+        )
+        self._require(
+            0 <= self.num_sink_tokens <= self.chunk_size,
+            "num_sink_tokens",
+            f"an integer of at least 0 and at most `chunk_size` ({self.chunk_size})",
+        )
+        self._require(
+            self.num_sink_tokens == 0 or (self.is_causal and self.has_windows),
+            "num_sink_tokens",
+            "0 where `is_causal` is False, as nothing leaves a sequence that is read at once, and where no layer of "
+            "`layer_pattern` has local attention, which sees the sinks",
+        )
         for field in ("conv_kernel_size", "mlp_conv_kernel_size"):
             self._require(getattr(self, field) >= 0, field, "an integer of at least 0 (0: no convolution)")
         self._require(
@@ -199,8 +221,34 @@ class LatentAttentionConfig(PreTrainedConfig):
         self._require(self.norm_type in ("layer_norm", "rms_norm"), "norm_type", '"layer_norm" or "rms_norm"')
         self._require(0 < self.norm_eps < math.inf, "norm_eps", "greater than 0 and finite")
         self._require(0 <= self.attention_dropout < 1, "attention_dropout", "at least 0 and less than 1")
+        self._require(1 <= self.max_chunk_repeats < math.inf, "max_chunk_repeats", "at least 1 and finite")
         self._require(0 < self.initializer_range < math.inf, "initializer_range", "greater than 0 and finite")
         self._require(self.hidden_act in ACT2FN, "hidden_act", f"one of {', '.join(sorted(ACT2FN))}")
+
+    @property
+    def layer_kinds(self) -> list[str]:
+        """The kind of every layer: the pattern, repeated, and cut off where the layers end."""
+        return [self.layer_pattern[index % len(self.layer_pattern)] for index in range(self.num_hidden_layers)]
+
+    @property
+    def has_windows(self) -> bool:
+        return any(kind != "latent" for kind in self.layer_kinds)
+
+    @property
+    def has_latents(self) -> bool:
+        return any(kind != "local" for kind in self.layer_kinds)
+
+    @property
+    def base_model_tp_plan(self) -> dict[str, str]:
+        """How tensor parallel splits the linear layers: of each attention that the pattern has, and of the MLP."""
+        attentions = ["local_attention"] if self.has_windows else []
+        if self.has_latents:
+            attentions += [f"latent_attention.{step}" for step in LATENT_STEPS]
+        plan = {"mlp.gate_proj": "colwise", "mlp.up_proj": "colwise", "mlp.down_proj": "rowwise"}
+        for attention in attentions:
+            plan |= {f"{attention}.{name}": "colwise" for name in ("q_proj", "k_proj", "v_proj")}
+            plan[f"{attention}.o_proj"] = "rowwise"
+        return {f"layers.*.{name}": style for name, style in plan.items()}
 
     # `DynamicCache(config=...)` looks up the cache layers under this name. It is no field: `Trainer` resumes by
     # reading config.json with the library's base class, whose list of layer types is closed.
@@ -220,16 +268,18 @@ class LatentAttentionConfig(PreTrainedConfig):
         """Nothing to check: there is one type, and the library's closed list does not have it."""
 
     def state_bytes(self, batch_size: int = 1, dtype: torch.dtype = torch.bfloat16) -> int:
-        """Bytes of the whole cache, however many tokens it has seen, for a model that computes in `dtype`."""
+        """Bytes of the whole cache of a model that computes in `dtype`, however many tokens the cache has seen."""
         size, statistics_size = dtype.itemsize, max(dtype.itemsize, torch.float32.itemsize)
         token = 2 * self.num_key_value_heads * self.head_dim * size  # keys and values of one token or latent
-        window = 2 * self.chunk_size * token if self.local_attention else 0
-        memory = (self.chunk_size + self.num_latents) * token
+        window = (self.num_sink_tokens + 2 * self.chunk_size) * token
         statistics = self.num_attention_heads * self.num_latents * (1 + self.head_dim) * statistics_size
-        spans = (max(kernel - 1, 0) for kernel in (self.conv_kernel_size, self.mlp_conv_kernel_size))
-        conv = sum(spans) * self.hidden_size * size
+        conv, mlp_conv = (
+            max(kernel - 1, 0) * self.hidden_size * size for kernel in (self.conv_kernel_size, self.mlp_conv_kernel_size)
+        )
+        memory = (self.chunk_size + self.num_latents) * token + statistics + conv
+        parts = {"local": window, "latent": memory, "both": window + memory}
         tokens_seen = torch.int64.itemsize
-        return batch_size * self.num_hidden_layers * (window + memory + statistics + conv + tokens_seen)
+        return batch_size * sum(parts[kind] + mlp_conv + tokens_seen for kind in self.layer_kinds)
 
 
 LatentAttentionConfig.register_for_auto_class()

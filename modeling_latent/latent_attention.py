@@ -19,12 +19,20 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from .attention import MultiHeadAttention, apply_linear, attention_mask_of, branch_size, make_norm, take_cached
-from .cache_latent import MemoryState, update_rows, write_slot
-from .chunk_layout import ChunkLayout, bidirectional_layout, grid_layout
+from .attention import MultiHeadAttention, apply_linear, attention_mask_of, branch_size, make_norm
+from .chunk_layout import GridLayout, StepLayout, bidirectional_layout, grid_layout
 from .configuration_latent import LatentAttentionConfig
+from .layer_state import KeysValues, MemoryGrid, MemoryState, update_rows
 from .model_inputs import check_attention_mask, check_tokens
-from .prefix_statistics import chunk_scores, chunk_statistics, empty_statistics, exclusive_prefix, merge
+from .prefix_statistics import (
+    Statistics,
+    chunk_scores,
+    chunk_statistics,
+    empty_statistics,
+    exclusive_prefix,
+    merge,
+    repeated_at_random,
+)
 from .token_conv import convolve, make_token_conv
 
 
@@ -34,7 +42,7 @@ def init_weights(config: LatentAttentionConfig, module: nn.Module) -> None:
 
     latents                                          normal, std 1: a norm after tiny vectors blows up gradients
     embeddings, lm_head, heads of tasks              normal, std initializer_range
-    local o_proj, latent_to_input.o_proj, down_proj  normal, std initializer_range / sqrt(3 layers fan_in), not zero
+    local o_proj, latent_to_input.o_proj, down_proj  normal, std initializer_range / sqrt(branches fan_in), not zero
     latent_self.o_proj                               normal, std 0.1 / sqrt(fan_in): latents stay distinct
     other linear layers                              normal, std 1 / sqrt(fan_in): variance is kept
     token_conv of the memory                         normal, std 1: each token before weighs as much as the token
@@ -42,7 +50,7 @@ def init_weights(config: LatentAttentionConfig, module: nn.Module) -> None:
     scales of norms                                  one
     biases                                           zero
     """
-    if isinstance(module, LatentAttention):
+    if isinstance(module, ChunkedLatentAttention):
         init.normal_(module.latents, std=1.0)
     elif isinstance(module, (nn.Linear, nn.Conv1d)):
         init.normal_(module.weight, std=getattr(module, "init_std", config.initializer_range))
@@ -50,10 +58,10 @@ def init_weights(config: LatentAttentionConfig, module: nn.Module) -> None:
             init.zeros_(module.bias)
 
 
-class LatentAttention(nn.Module):
+class ChunkedLatentAttention(nn.Module):
     """
-    The memory of one layer: compression of the tokens into latents, refinement, retrieval, with residual
-    connections and norms of its own. Usable in any PyTorch model: `(B, T, D) -> (B, T, D)`.
+    The memory of one layer: compression of the tokens into latents, refinement, retrieval, with residual connections
+    and norms of its own. It works on a chunk layout, which a model makes once for all its layers.
 
     ```
     u  = token_norm(h)                                         h: (B, T, D)
@@ -78,67 +86,62 @@ class LatentAttention(nn.Module):
         self.apply(partial(init_weights, config))
 
     def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        layout: ChunkLayout | None = None,
-        cached: MemoryState | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, MemoryState | None]:
+        self, hidden_states: torch.Tensor, layout: GridLayout | StepLayout, cached: MemoryState | None = None
+    ) -> tuple[torch.Tensor, MemoryGrid | MemoryState | None]:
         """
         Args:
-            hidden_states: `(B, T, D)`; with `layout`, in slots, `(R, N, S, D)`.
-            attention_mask: `(B, T)`, 0 for padding. Alone only: a layout says where padding is.
-            layout: where tokens stand, when a model that has worked it out once calls its layers.
+            hidden_states: `(R, N, C, D)`, or in a step `(B, 1, D)`.
+            layout: where the tokens stand.
             cached: the state that the tokens continue.
 
-        Raises:
-            `ValueError`: for hidden states that are not `(B, T, D)` or have no token, and a mask that is not `(B, T)`.
-
         Returns:
-            `(B, T, D)`; with `layout`, `(R, N, S, D)` and the memory's state, for each chunk of a grid.
+            As `hidden_states`; and what the latents know at the start of every chunk of a grid, or the state after a
+            step. A bidirectional model, which continues nothing, has none.
         """
-        if layout is None:
-            check_tokens(hidden_states)
-            valid = check_attention_mask(attention_mask, hidden_states, continued=False)
-            make_layout = grid_layout if self.config.is_causal else bidirectional_layout
-            layout = make_layout(hidden_states.shape[:2], self.config.chunk_size, hidden_states.device, valid)
-            return layout.to_tokens(self(layout.to_slots(hidden_states), layout=layout)[0])
-        if layout.is_step:
-            cached = update_rows(cached, layout, self.take_in_chunk)
-        tokens = self.token_norm(hidden_states)  # (R, N, S, D)
+        tokens = self.token_norm(hidden_states)
+        if isinstance(layout, StepLayout):
+            read, state = self.read_step(tokens, layout, cached)
+        elif self.config.is_causal:
+            read, state = self.read_causal(tokens, layout, cached)
+        else:
+            read, state = self.read_both_ways(tokens, layout), None
+        return hidden_states + read, state
+
+    def read_causal(
+        self, tokens: torch.Tensor, layout: GridLayout, cached: MemoryState | None
+    ) -> tuple[torch.Tensor, MemoryGrid]:
+        """What tokens `(R, N, C, D)` read from latents that have seen exactly the chunks before theirs."""
         conv_inputs = None if cached is None else cached.conv_inputs
         inputs, conv_inputs = convolve(self.token_conv, tokens, layout, conv_inputs)
-        if layout.is_step:
-            state = self.write_step(inputs, conv_inputs, layout, cached)
-            memory = MemoryState(*(tensor[:, None] for tensor in state[:6]), None)
-        elif self.config.is_causal:
-            state = memory = self.compress(inputs, conv_inputs, layout, cached)
-        else:
-            state, memory = None, self.compress_bidirectional(inputs, layout)
-        return hidden_states + self.retrieve(tokens, memory), state
+        chunks = KeysValues(*self.input_to_latent.keys_values(inputs))  # (R, N, Hkv, C, d)
+        if cached is not None:
+            chunks = chunks.with_cached(cached.chunk, layout.filled)
+        statistics = self.compress(chunks, layout, None if cached is None else cached.statistics)
+        readout = self.refine(self.compressed(statistics.out))
+        return self.retrieve(tokens, readout), MemoryGrid(chunks, statistics, readout, conv_inputs)
 
-    def compress(self, inputs, conv_inputs, layout: ChunkLayout, cached: MemoryState | None) -> MemoryState:
-        """Step 1, causal: for each chunk, what the latents know of the chunks before it; and step 2 on that."""
-        keys, values = self.input_to_latent.keys_values(inputs)  # (R, N, Hkv, C, d)
-        if cached is None:
+    def compress(self, chunks: KeysValues, layout: GridLayout, first: Statistics | None) -> Statistics:
+        """
+        Step 1, causal: what the latents know at the start of each chunk, `(R, N, H, M)` and `(R, N, H, M, d)`, after
+        what they knew `first`.
+        """
+        rows, count = chunks.keys.shape[:2]
+        if first is None:
             # Of this process, where several share the heads.
-            num_heads = self.input_to_latent.num_key_value_groups * keys.shape[2]
-            first = empty_statistics(
-                (keys.shape[0], num_heads, self.config.num_latents), self.config.head_dim, keys.dtype, keys.device
-            )
-        else:
-            keys = take_cached(keys, cached.keys, layout.filled)
-            values = take_cached(values, cached.values, layout.filled)
-            first = cached.lse, cached.out
-        lse, out = first[0][:, None], first[1][:, None]  # (R, N, H, M) and (R, N, H, M, d)
-        if keys.shape[1] > 1:
-            statistics = self.statistics(keys[:, :-1].flatten(0, 1), values[:, :-1].flatten(0, 1))
-            statistics = (tensor.unflatten(0, (keys.shape[0], -1)) for tensor in statistics)
-            lse, out = exclusive_prefix(*statistics, *first, layout.sequence_ids)
-        elif self.training:
+            num_heads = self.input_to_latent.num_key_value_groups * chunks.keys.shape[2]
+            shape = (rows, num_heads, self.config.num_latents)
+            first = empty_statistics(shape, self.config.head_dim, chunks.keys.dtype, chunks.keys.device)
+        if count > 1:
+            complete = self.statistics(*(tensor[:, :-1].flatten(0, 1) for tensor in chunks))
+            complete = Statistics(*(tensor.unflatten(0, (rows, -1)) for tensor in complete))
+            if self.training and self.config.max_chunk_repeats > 1:
+                complete = repeated_at_random(complete, self.config.max_chunk_repeats)
+            return exclusive_prefix(complete, first, layout.sequence_ids)
+        lse, out = (tensor[:, None] for tensor in first)
+        if self.training:
             # Nothing to read. Gradients are zeros, not missing: processes that train together exchange the same ones.
-            out = out + 0 * self.statistics(keys[:, 0], values[:, 0])[1][:, None]
-        return MemoryState(keys, values, lse, out, *self.refine(self.compressed(out)), conv_inputs)
+            out = out + 0 * self.statistics(*(tensor[:, 0] for tensor in chunks)).out[:, None]
+        return Statistics(lse, out)
 
     def latent_queries(self) -> torch.Tensor:
         """
@@ -147,40 +150,69 @@ class LatentAttention(nn.Module):
         """
         return self.input_to_latent.queries(self.latent_norm(self.latents)[None])[0]
 
-    def statistics(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def statistics(self, keys: torch.Tensor, values: torch.Tensor) -> Statistics:
         """What the latents read in complete chunks `(X, Hkv, C, d)`: `(X, H, M)` and `(X, H, M, d)`."""
         queries = self.latent_queries()  # (H, M, d)
         dropout = self.config.attention_dropout if self.training else 0.0
         keys, values = keys.to(queries.dtype), values.to(queries.dtype)  # of another in a cache, see attention.py
         return chunk_statistics(queries, keys, values, self.input_to_latent.scaling, dropout)
 
-    def compression_weights(self, read: MemoryState | torch.Tensor, layout: ChunkLayout) -> torch.Tensor:
+    def compression_weights(self, grid: MemoryGrid, layout: GridLayout) -> torch.Tensor:
         """
-        How the latents read every slot, at the start of every chunk: `(R, N, H, M, N, C)`; from a bidirectional
-        model's one reading `(R, H, M, N C)`, the same with 1 in place of the first N. Quadratic in N: for looking
-        at a model, not for running it.
+        How the latents of a causal model read every slot, at the start of every chunk: `(R, N, H, M, N, C)`. Quadratic
+        in N: for looking at a model, not for running it.
         """
-        if not self.config.is_causal:
-            return read.unflatten(-1, layout.grid_shape[1:])[:, None]
         rows, chunks = layout.grid_shape[:2]
         queries = self.latent_queries()  # (H, M, d)
-        scores = chunk_scores(queries, read.keys.flatten(0, 1), self.input_to_latent.scaling).unflatten(0, (rows, -1))
+        keys = grid.chunks.keys.flatten(0, 1)
+        scores = chunk_scores(queries, keys, self.input_to_latent.scaling).unflatten(0, (rows, -1))
         order = torch.arange(chunks, device=scores.device)
         visible = (order < order[:, None]).expand(rows, -1, -1)  # (R, n, j): chunk n sees chunk j
         if layout.sequence_ids is not None:
             ids = layout.sequence_ids.to(scores.device)
             visible = visible & (ids[:, :, None] == ids[:, None, :])
-        scores = scores.movedim(1, 3)[:, None] - read.lse[..., None, None]  # (R, N, H, M, N, C)
-        return scores.masked_fill(~visible[:, :, None, None, :, None], -torch.inf).exp().to(read.keys.dtype)
+        scores = scores.movedim(1, 3)[:, None] - grid.statistics.lse[..., None, None]  # (R, N, H, M, N, C)
+        return scores.masked_fill(~visible[:, :, None, None, :, None], -torch.inf).exp().to(keys.dtype)
 
     def compressed(self, out: torch.Tensor) -> torch.Tensor:
         """z1 `(..., M, D)` from what was read, `(..., H, M, d)`. Latents that read nothing stay as they are."""
         read = out.transpose(-3, -2).flatten(-2).to(self.latents.dtype)  # (..., M, H d)
         return self.latents + apply_linear(self.input_to_latent.o_proj, read)
 
-    def compress_bidirectional(self, inputs: torch.Tensor, layout: ChunkLayout) -> MemoryState:
-        """Step 1, bidirectional: one set of latents per row, which has read all of its tokens; and step 2 on that."""
-        rows = inputs.shape[0]
+    def refine(self, latents: torch.Tensor) -> KeysValues:
+        """Step 2, and the keys and values `(..., Hkv, M, d)` of step 3, from z1 `(..., M, D)`.
+
+        They are a read copy: nothing refined flows back into the statistics, which stay exact.
+        """
+        normed = self.refine_norm(latents)  # (..., M, D)
+        attended, _ = self.latent_self(self.latent_self.queries(normed), *self.latent_self.keys_values(normed))
+        return KeysValues(*self.latent_to_input.keys_values(self.readout_norm(latents + attended)))
+
+    def retrieve(self, tokens: torch.Tensor, readout: KeysValues) -> torch.Tensor:
+        """Step 3: tokens `(..., L, D)` attend to refined latents `(..., Hkv, M, d)`."""
+        output, _ = self.latent_to_input(self.latent_to_input.queries(tokens), *readout)
+        return output
+
+    def read_step(
+        self, tokens: torch.Tensor, layout: StepLayout, cached: MemoryState
+    ) -> tuple[torch.Tensor, MemoryState]:
+        """One token `(B, 1, D)` of each row reads the latents. They don't see it yet: it joins the chunk in progress."""
+        cached = update_rows(cached, layout, self.take_in_chunk)
+        inputs, conv_inputs = convolve(self.token_conv, tokens, layout, cached.conv_inputs)
+        new = KeysValues(*self.input_to_latent.keys_values(inputs))  # (B, Hkv, 1, d)
+        state = cached._replace(chunk=cached.chunk.write(layout.slot, new), conv_inputs=conv_inputs)
+        return self.retrieve(tokens, state.readout), state
+
+    def take_in_chunk(self, state: MemoryState, chunk_index: torch.Tensor) -> MemoryState:
+        """Decoding goes on to a new chunk: compress the complete one, and refine. Once every C tokens."""
+        statistics = merge(state.statistics, self.statistics(*state.chunk))
+        empty = KeysValues(*map(torch.zeros_like, state.chunk))
+        return MemoryState(empty, statistics, self.refine(self.compressed(statistics.out)), state.conv_inputs)
+
+    def read_both_ways(self, tokens: torch.Tensor, layout: GridLayout) -> torch.Tensor:
+        """Bidirectional: what tokens `(R, N, C, D)` read from their row's one set of latents, which has seen them all."""
+        rows = tokens.shape[0]
+        inputs, _ = convolve(self.token_conv, tokens, layout, None)
         keys, values = self.input_to_latent.keys_values(inputs.flatten(1, 2))  # (R, Hkv, N C, d)
         queries = self.latent_queries().expand(rows, -1, -1, -1)  # (R, H, M, d)
         mask, reads = None, 1
@@ -192,46 +224,28 @@ class LatentAttention(nn.Module):
             mask = attention_mask_of(allowed, self.config, keys.dtype)
             reads = any_valid[..., None].to(keys.dtype)
         read, _ = self.input_to_latent(queries, keys, values, mask)
-        readout_keys, readout_values = self.refine(self.latents + read * reads)
-        return MemoryState(keys, values, None, None, readout_keys[:, None], readout_values[:, None], None)
+        readout = self.refine(self.latents + read * reads)
+        return self.retrieve(tokens.flatten(1, 2), readout).view_as(tokens)
 
-    def refine(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Step 2, and the keys and values `(..., Hkv, M, d)` of step 3, from z1 `(..., M, D)`.
 
-        They are a read copy: nothing refined flows back into the statistics, which stay exact.
+class LatentAttention(ChunkedLatentAttention):
+    """
+    Latent attention as a layer of any PyTorch model, without a cache: `(B, T, D) -> (B, T, D)`. Its parameters and its
+    mathematics are those of [`ChunkedLatentAttention`].
+    """
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """
-        normed = self.refine_norm(latents)  # (..., M, D)
-        attended, _ = self.latent_self(self.latent_self.queries(normed), *self.latent_self.keys_values(normed))
-        return self.latent_to_input.keys_values(self.readout_norm(latents + attended))
+        Args:
+            hidden_states: `(B, T, D)`.
+            attention_mask: `(B, T)`, 0 for padding.
 
-    def retrieve(self, tokens: torch.Tensor, memory: MemoryState) -> torch.Tensor:
-        """Step 3: every token `(R, N, S, D)` attends to its chunk's refined latents."""
-        queries = self.latent_to_input.queries(tokens)  # (R, N, H, S, d)
-        keys, values = memory.readout_keys, memory.readout_values
-        if keys.shape[1] != queries.shape[1]:  # bidirectional: one set of latents for all chunks
-            queries = queries.transpose(1, 2).flatten(2, 3)[:, None]  # (R, 1, H, N S, d)
-        output, _ = self.latent_to_input(queries, keys, values)
-        return output.reshape(tokens.shape)
-
-    def take_in_chunk(self, state: MemoryState) -> MemoryState:
-        """Decoding goes on to a new chunk: compress the complete one, and refine. Once every C tokens."""
-        lse, out = merge(state.lse, state.out, *self.statistics(state.keys, state.values))
-        readout_keys, readout_values = self.refine(self.compressed(out))
-        return MemoryState(
-            torch.zeros_like(state.keys),
-            torch.zeros_like(state.values),
-            lse,
-            out,
-            readout_keys,
-            readout_values,
-            state.conv_inputs,
-        )
-
-    def write_step(self, inputs, conv_inputs, layout: ChunkLayout, cached: MemoryState) -> MemoryState:
-        """One token's keys and values into the chunk in progress, which the latents don't see yet."""
-        keys, values = self.input_to_latent.keys_values(inputs[:, 0])  # (B, Hkv, 1, d)
-        return cached._replace(
-            keys=write_slot(cached.keys, layout.slot, keys),
-            values=write_slot(cached.values, layout.slot, values),
-            conv_inputs=conv_inputs,
-        )
+        Raises:
+            `ValueError`: for hidden states that are not `(B, T, D)` or have no token, and a mask that is not `(B, T)`.
+        """
+        check_tokens(hidden_states)
+        valid = check_attention_mask(attention_mask, hidden_states, continued=False)
+        make_layout = grid_layout if self.config.is_causal else bidirectional_layout
+        layout = make_layout(hidden_states.shape[:2], self.config.chunk_size, hidden_states.device, valid)
+        output, _ = super().forward(layout.to_slots(hidden_states), layout)
+        return layout.to_tokens(output)

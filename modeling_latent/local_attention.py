@@ -11,17 +11,18 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Local attention: exact, to a window of chunks around each token."""
+"""Local attention: an exact window of two chunks, the first tokens of the sequence, and rotary positions within."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from .attention import MultiHeadAttention, attention_mask_of, branch_size, take_cached
-from .cache_latent import WindowState, update_rows, write_slot
-from .chunk_layout import ChunkLayout
+from .attention import MultiHeadAttention, attention_mask_of, branch_size
+from .chunk_layout import GridLayout, StepLayout
 from .configuration_latent import LatentAttentionConfig
+from .layer_state import KeysValues, update_rows
 
 
 def rotary_frequencies(config: LatentAttentionConfig, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
@@ -52,62 +53,93 @@ def rotary_embedding(config: LatentAttentionConfig, length: int, like: torch.Ten
     return torch.stack([angles.cos(), angles.sin()]).to(like.dtype)
 
 
-def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """`states` `(..., d)` turned by the angles of which these are cosines and sines, `(..., d / 2)` each."""
+class WindowRotation(NamedTuple):
+    """
+    Cosines and sines, `(2, ..., d / 2)` each, by which queries and keys turn.
+
+    The slots of a window are counted from its first sink: S sinks, C slots of the chunk before, C of the own chunk. So
+    a key turns back by a chunk when it is seen from the next chunk, and by S slots more when it becomes a sink.
+    """
+
+    own: torch.Tensor  # of the slots where tokens stand: (2, C, d / 2), in a step (2, B, 1, 1, d / 2)
+    chunk: torch.Tensor  # (2, d / 2), by C slots
+    to_sink: torch.Tensor  # (2, d / 2), by S slots
+
+
+def window_rotation(
+    config: LatentAttentionConfig, layout: GridLayout | StepLayout, like: torch.Tensor
+) -> WindowRotation:
+    size, sinks = config.chunk_size, config.num_sink_tokens
+    table = rotary_embedding(config, sinks + 2 * size, like)  # (2, S + 2C, d / 2)
+    own = table[:, sinks + size :]
+    if isinstance(layout, StepLayout):
+        own = own[:, layout.slot][:, :, None, None]
+    return WindowRotation(own, table[:, size], table[:, sinks])
+
+
+def rotate(states: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
+    """`states` `(..., d)` turned by the angles of which these are cosines and sines, `(2, ..., d / 2)`."""
+    cos, sin = rotation
     first, second = states.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
-def window_positions(config: LatentAttentionConfig, layout: ChunkLayout, like: torch.Tensor) -> tuple:
-    """
-    Cosines and sines of the slots where tokens stand, in the window's second chunk, `(2, S, d / 2)` or in a step
-    `(2, B, 1, 1, 1, d / 2)`; and of a whole chunk, `(2, d / 2)`, by which keys turn when they are seen from the next.
-    """
-    size = config.chunk_size
-    table = rotary_embedding(config, 2 * size, like)
-    positions = table[:, layout.slot + size][:, :, None, None, None] if layout.is_step else table[:, size:]
-    return positions, table[:, size]
+def rotate_back(states: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
+    cos, sin = rotation
+    return rotate(states, (cos, -sin))
 
 
-def local_attention_mask(config: LatentAttentionConfig, layout: ChunkLayout, dtype: torch.dtype) -> torch.Tensor:
-    """Which slots of its window each slot attends to, `(R N, 1, S, 2C)`, or `(R N, 1, C, 3C)` in both directions."""
-    rows, chunks, slots = layout.grid_shape
-    order = torch.arange(config.chunk_size, device=layout.has_previous.device)
-    if config.is_causal:
-        query_slots = layout.slot[:, None] if layout.is_step else order[None]  # (R or 1, S)
-        own = order <= query_slots[:, None, :, None]  # (R or 1, 1, S, C)
-        before = layout.has_previous[:, :, None, None]  # (R or 1, N, 1, 1)
-        halves = (half.expand(*layout.grid_shape, order.shape[0]) for half in (before, own))
-        allowed = torch.cat(list(halves), dim=-1)  # (R, N, S, 2C)
+def local_attention_mask(config: LatentAttentionConfig, layout: GridLayout | StepLayout, dtype: torch.dtype):
+    """
+    Which slots of its window each query attends to, as the attention implementation wants it: `(R N, 1, C, S + 2C)`,
+    in both directions `(R N, 1, C, 3C)`, in a step `(B, 1, 1, S + 2C)`.
+    """
+    if not config.is_causal:
+        allowed = visible_both_ways(layout)
+    elif isinstance(layout, StepLayout):
+        allowed = visible_in_window(config, layout.chunk_index, layout.slot[:, None, None])
     else:
-        valid = layout.slot_valid
-        valid = order.new_ones(1, chunks, slots, dtype=torch.bool) if valid is None else valid
-        nothing = torch.zeros_like(valid[:, :1])
-        window = [torch.cat([nothing, valid[:, :-1]], 1), valid, torch.cat([valid[:, 1:], nothing], 1)]
-        # A spare slot has at least itself to look at, so that it stays finite.
-        itself = order[:, None] + slots == torch.arange(3 * slots, device=order.device)
-        allowed = torch.cat(window, dim=-1)[:, :, None] | itself  # (R or 1, N, C, 3C)
-    allowed = allowed.expand(rows, *allowed.shape[1:]).flatten(0, 1)[:, None]
-    return attention_mask_of(allowed, config, dtype)
+        order = torch.arange(config.chunk_size, device=layout.chunk_index.device)
+        allowed = visible_in_window(config, layout.chunk_index, order[None, None])
+        allowed = allowed.expand(layout.grid_shape[0], *allowed.shape[1:])
+    return attention_mask_of(allowed.flatten(0, 1)[:, None], config, dtype)
 
 
-def windows_of(
-    first: torch.Tensor | None, as_earlier: torch.Tensor, own: torch.Tensor, as_later: torch.Tensor | None
+def visible_in_window(
+    config: LatentAttentionConfig, chunk_index: torch.Tensor, query_slots: torch.Tensor
 ) -> torch.Tensor:
     """
-    Each chunk `(R, N, Hkv, C, d)` after the one before it and, where there is an `as_later`, before the next, as they
-    look from there; in front of all of them `first` `(R, Hkv, C, d)`, of the cache.
+    `(X, N, Q, S + 2C)`, for queries in the slots `(X or 1, 1, Q)` of chunks with these numbers `(X, N)`: the chunk
+    before if there is one, the own chunk up to the query, and from the third chunk on the sinks, which the window holds
+    until then.
     """
-    nothing = torch.zeros_like(own[:, :1])
-    first = nothing if first is None else first[:, None]
-    window = [torch.cat([first, as_earlier[:, :-1]], dim=1), own]
-    if as_later is not None:
-        window.append(torch.cat([as_later[:, 1:], nothing], dim=1))
-    return torch.cat(window, dim=3)
+    order = torch.arange(config.chunk_size, device=chunk_index.device)
+    shape = (*chunk_index.shape, query_slots.shape[-1])
+    sinks = (chunk_index >= 2)[..., None, None].expand(*shape, config.num_sink_tokens)
+    before = (chunk_index >= 1)[..., None, None].expand(*shape, config.chunk_size)
+    own = (order <= query_slots[..., None]).expand(*shape, config.chunk_size)
+    return torch.cat([sinks, before, own], dim=-1)
+
+
+def visible_both_ways(layout: GridLayout) -> torch.Tensor:
+    """`(R, N, C, 3C)`, of a bidirectional model: every token in the chunks before, here and after."""
+    rows, chunks, size = layout.grid_shape
+    order = torch.arange(size, device=layout.chunk_index.device)
+    valid = layout.slot_valid
+    valid = order.new_ones(1, chunks, size, dtype=torch.bool) if valid is None else valid
+    nothing = torch.zeros_like(valid[:, :1])
+    window = [torch.cat([nothing, valid[:, :-1]], 1), valid, torch.cat([valid[:, 1:], nothing], 1)]
+    # A spare slot has at least itself to look at, so that it stays finite.
+    itself = order[:, None] + size == torch.arange(3 * size, device=order.device)
+    allowed = torch.cat(window, dim=-1)[:, :, None] | itself  # (R or 1, N, C, 3C)
+    return allowed.expand(rows, *allowed.shape[1:])
 
 
 class LocalAttention(MultiHeadAttention):
-    """Self-attention to the chunk before and to the own one; in a bidirectional model also to the one after."""
+    """
+    Self-attention to the own chunk, to the chunk before and to the first tokens of the sequence; in a bidirectional
+    model to the own chunk and to those before and after.
+    """
 
     def __init__(self, config: LatentAttentionConfig):
         super().__init__(config, output_size=branch_size(config))
@@ -115,51 +147,112 @@ class LocalAttention(MultiHeadAttention):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        layout: ChunkLayout,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        layout: GridLayout | StepLayout,
+        position_embeddings: WindowRotation,
         attention_mask: torch.Tensor,
-        cached: WindowState | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, WindowState]:
+        cached: KeysValues | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, KeysValues]:
         """
-        `(R, N, S, D) -> (R, N, S, D)`, the weights, and the state: the windows `(R, N, Hkv, 2C, d)` that were
-        attended to.
-        """
-        positions, chunk_angle = position_embeddings
-        queries = rotate(self.queries(hidden_states), *positions)  # (R, N, H, S, d)
-        keys, values = self.keys_values(hidden_states)  # (R, N, Hkv, S, d)
-        keys = rotate(keys, *positions)
-        if layout.is_step:
-            states = self.write_step(keys, values, layout, chunk_angle, cached)
-            keys, values = (tensor[:, None] for tensor in states)
-        else:
-            states = keys, values = self.grid_windows(keys, values, layout, chunk_angle, cached)
-        output, weights = super().forward(queries, keys, values, attention_mask)
-        return output, weights, WindowState(*states)
+        Args:
+            hidden_states: `(R, N, C, D)`, or in a step `(B, 1, D)`, normed.
+            layout: where the tokens stand.
+            position_embeddings, attention_mask: of this layout, the same for all layers.
+            cached: the window `(B, Hkv, S + 2C, d)` that the tokens continue.
 
-    def grid_windows(self, keys, values, layout: ChunkLayout, chunk_angle, cached: WindowState | None) -> tuple:
-        """Keys and values of each chunk's window, `(R, N, Hkv, 2C or 3C, d)` each. Keys come rotated by their slot."""
-        size = self.config.chunk_size
-        first_keys = first_values = None
+        Returns:
+            As `hidden_states`; the weights; and the windows that were attended to, `(R, N, Hkv, S + 2C, d)`, or after
+            a step the window, `(B, Hkv, S + 2C, d)`.
+        """
+        queries = rotate(self.queries(hidden_states), position_embeddings.own)  # (R, N, H, C, d) or (B, H, 1, d)
+        keys, values = self.keys_values(hidden_states)
+        new = KeysValues(rotate(keys, position_embeddings.own), values)  # (R, N, Hkv, C, d) or (B, Hkv, 1, d)
+        if isinstance(layout, StepLayout):
+            window = self.write_step(new, layout, position_embeddings, cached)
+        elif self.config.is_causal:
+            window = self.causal_windows(new, layout, position_embeddings, cached)
+        else:
+            window = self.windows_both_ways(new, position_embeddings)
+        output, weights = super().forward(queries, *window, attention_mask)
+        return output, weights, window
+
+    def write_step(
+        self, new: KeysValues, layout: StepLayout, rotation: WindowRotation, cached: KeysValues
+    ) -> KeysValues:
+        """One token's keys and values into the window, which moves on by a chunk in rows that enter one."""
+        size, sinks = self.config.chunk_size, self.config.num_sink_tokens
+
+        def move_on(window: KeysValues, chunk_index: torch.Tensor) -> KeysValues:
+            kept = self.sinks_of(window, chunk_index - 1, rotation)  # by the number of the chunk that is left
+            before = seen_from_next(window.slots(sinks + size, sinks + 2 * size), rotation)
+            return join([kept, before, KeysValues(*map(torch.zeros_like, before))])
+
+        return update_rows(cached, layout, move_on).write(layout.slot + sinks + size, new)
+
+    def causal_windows(
+        self, own: KeysValues, layout: GridLayout, rotation: WindowRotation, cached: KeysValues | None
+    ) -> KeysValues:
+        """Keys and values of each chunk's window, from those of the own chunks, whose keys come rotated by slot."""
+        size, sinks = self.config.chunk_size, self.config.num_sink_tokens
+        first = KeysValues(*(torch.zeros_like(tensor[:, 0]) for tensor in own))
         if cached is not None:
-            keys = take_cached(keys, cached.keys[:, :, size:], layout.filled)
-            values = take_cached(values, cached.values[:, :, size:], layout.filled)
-            first_keys, first_values = cached.keys[:, :, :size], cached.values[:, :, :size]
-        cos, sin = chunk_angle
-        later_keys, later_values = (None, None) if self.config.is_causal else (rotate(keys, cos, sin), values)
-        return (
-            windows_of(first_keys, rotate(keys, cos, -sin), keys, later_keys),
-            windows_of(first_values, values, values, later_values),
+            own = own.with_cached(cached.slots(sinks + size, sinks + 2 * size), layout.filled)
+            first = cached.slots(sinks, sinks + size)
+        before = shifted(first, seen_from_next(own, rotation))
+        if not sinks:
+            return join([before, own])
+        return join([self.grid_sinks(own, layout, rotation, cached), before, own])
+
+    def grid_sinks(
+        self, own: KeysValues, layout: GridLayout, rotation: WindowRotation, cached: KeysValues | None
+    ) -> KeysValues:
+        """For each chunk the first tokens of its sequence, as sinks, `(R, N, Hkv, S, d)`; not masked yet."""
+        rows, chunks, _ = layout.grid_shape
+        starts = seen_from_next(own.slots(0, self.config.num_sink_tokens), rotation)
+        sinks = KeysValues(rotate_back(starts.keys, rotation.to_sink), starts.values)  # every chunk's first tokens
+        if layout.sequence_ids is not None:
+            order = torch.arange(chunks, device=layout.chunk_index.device)
+            row = torch.arange(rows, device=order.device)[:, None]
+            return KeysValues(*(tensor[row, order - layout.chunk_index] for tensor in sinks))
+        first = KeysValues(*(tensor[:, 0] for tensor in sinks))
+        if cached is not None:
+            index = layout.chunk_index[:, :1]
+            kept = self.sinks_of(cached, index, rotation)
+            in_cache = (index > 0)[:, :, None, None]
+            first = KeysValues(*(torch.where(in_cache, old, new) for old, new in zip(kept, first, strict=True)))
+        return KeysValues(*(tensor[:, None].expand(-1, chunks, -1, -1, -1) for tensor in first))
+
+    def sinks_of(self, window: KeysValues, chunk_index: torch.Tensor, rotation: WindowRotation) -> KeysValues:
+        """
+        The sinks as the next chunk sees them, after a window whose own chunk has this number `(B, 1)`: from chunk 2 on
+        those that it has; in chunk 1 the first tokens of the chunk before, which the window is about to lose.
+        """
+        sinks = self.config.num_sink_tokens
+        starts = window.slots(sinks, 2 * sinks)
+        fresh = KeysValues(rotate_back(starts.keys, rotation.to_sink), starts.values)
+        has_sinks = (chunk_index >= 2)[:, :, None, None]
+        return KeysValues(
+            *(torch.where(has_sinks, old, new) for old, new in zip(window.slots(0, sinks), fresh, strict=True))
         )
 
-    def write_step(self, keys, values, layout: ChunkLayout, chunk_angle, cached: WindowState) -> list[torch.Tensor]:
-        """One token's keys and values into the window, which moves on by a chunk in rows that enter one."""
-        size = self.config.chunk_size
-        cos, sin = chunk_angle
+    def windows_both_ways(self, own: KeysValues, rotation: WindowRotation) -> KeysValues:
+        """Of a bidirectional model, `(R, N, Hkv, 3C, d)`."""
+        nothing = KeysValues(*(torch.zeros_like(tensor[:, :1]) for tensor in own))
+        before = shifted(KeysValues(*(tensor[:, 0] for tensor in nothing)), seen_from_next(own, rotation))
+        later = KeysValues(rotate(own.keys, rotation.chunk), own.values)
+        after = KeysValues(*(torch.cat([a[:, 1:], b], dim=1) for a, b in zip(later, nothing, strict=True)))
+        return join([before, own, after])
 
-        def move_on(window: WindowState) -> WindowState:
-            before = rotate(window.keys[:, :, size:], cos, -sin), window.values[:, :, size:]
-            return WindowState(*(nn.functional.pad(tensor, (0, 0, 0, size)) for tensor in before))
 
-        window = update_rows(cached, layout, move_on)
-        slot = layout.slot + size
-        return [write_slot(old, slot, new[:, 0]) for old, new in zip(window, (keys, values), strict=True)]
+def seen_from_next(own: KeysValues, rotation: WindowRotation) -> KeysValues:
+    """Keys and values of a chunk as the next chunk sees them: one chunk further back."""
+    return KeysValues(rotate_back(own.keys, rotation.chunk), own.values)
+
+
+def shifted(first: KeysValues, chunks: KeysValues) -> KeysValues:
+    """`(R, N, Hkv, C, d)`, one chunk later: `first` `(R, Hkv, C, d)`, then all `chunks` but the last."""
+    return KeysValues(*(torch.cat([a[:, None], b[:, :-1]], dim=1) for a, b in zip(first, chunks, strict=True)))
+
+
+def join(parts: list[KeysValues]) -> KeysValues:
+    """One after another along the slots."""
+    return KeysValues(*(torch.cat(tensors, dim=-2) for tensors in zip(*parts, strict=True)))

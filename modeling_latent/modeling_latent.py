@@ -14,7 +14,8 @@
 """
 Latent attention language models.
 
-A block is `x -> + local_attention(norm(x)) -> + latent_attention -> + mlp(norm(x))`. Notable:
+A layer is `x -> + local_attention(norm(x)) -> + latent_attention -> + mlp(norm(x))`, of which `layer_pattern` leaves
+out one or the other attention in some layers. Notable:
 
 - A few learnable latent vectors per layer are its memory, of a size that does not depend on the context's length.
 - Compression reads whole chunks only, so nothing leaks from the future; local attention covers the rest exactly.
@@ -22,10 +23,10 @@ A block is `x -> + local_attention(norm(x)) -> + latent_attention -> + mlp(norm(
 - Short convolutions put a token together with the few before it, for the memory and for the MLP (`token_conv.py`).
 - Padding, packing and continuation are one idea, the chunk layout (`chunk_layout.py`).
 - The prefix over chunks is exact, linear in time and memory (`prefix_statistics.py`).
-- The state is of constant size and can be rolled back exactly (`cache_latent.py`).
+- The state is of constant size (`layer_state.py`) and can be rolled back exactly (`cache_latent.py`).
 
 Shapes: B batch, T tokens, D hidden_size, H heads, Hkv key/value heads, d head_dim, M latents, C chunk_size,
-and in the chunk layout R rows, N chunks, S slots per chunk (C, or 1 in a decoding step).
+S sink tokens, K tokens of a convolution, and in the chunk layout R rows and N chunks.
 """
 
 import torch
@@ -64,12 +65,12 @@ from .attention_maps import (
     recorded,
     what_to_record,
 )
-from .cache_latent import LatentState, add_layers
+from .cache_latent import add_layers
 from .cache_name import CACHE_NAME, cache_of, one_cache, refuse_other_names
-from .chunk_layout import ChunkLayout, bidirectional_layout, grid_layout, step_layout
+from .chunk_layout import GridLayout, StepLayout, bidirectional_layout, grid_layout, step_layout
 from .configuration_latent import LatentAttentionConfig
-from .latent_attention import LatentAttention, init_weights
-from .local_attention import LocalAttention, local_attention_mask, window_positions
+from .latent_attention import ChunkedLatentAttention, LatentAttention, init_weights
+from .local_attention import LocalAttention, WindowRotation, local_attention_mask, window_rotation
 from .model_inputs import (
     TokensSeen,
     check_answers,
@@ -101,51 +102,54 @@ class GatedMLP(nn.Module):
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(
-        self, hidden_states: torch.Tensor, layout: ChunkLayout, conv_inputs: torch.Tensor | None = None
+        self, hidden_states: torch.Tensor, layout: GridLayout | StepLayout, conv_inputs: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`(R, N, S, D) -> (R, N, S, D)`, and what the convolution took in, after the `conv_inputs` of a cache."""
+        """`(..., D) -> (..., D)`, and what the convolution took in, after the `conv_inputs` of a cache."""
         hidden_states, conv_inputs = convolve(self.token_conv, hidden_states, layout, conv_inputs)
-        states = hidden_states.flatten(1, 2)  # (R, N S, D), see `apply_linear`
+        states = hidden_states.flatten(1, -2)  # (R, N C, D), see `apply_linear`
         gated = self.act_fn(self.gate_proj(states)) * self.up_proj(states)
         return self.down_proj(gated).view_as(hidden_states), conv_inputs
 
 
 class LatentAttentionDecoderLayer(GradientCheckpointingLayer):
-    """A block: local attention, latent attention, MLP."""
+    """A layer: local attention, latent attention, MLP. Its kind says which of the two attentions it has."""
 
     def __init__(self, config: LatentAttentionConfig, layer_idx: int):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
-        if config.local_attention:
+        self.kind = config.layer_kinds[layer_idx]
+        if self.kind != "latent":
             self.local_norm = make_norm(config)
             self.local_attention = LocalAttention(config)
-        self.latent_attention = LatentAttention(config)
+        if self.kind != "local":
+            self.latent_attention = ChunkedLatentAttention(config)
         self.mlp_norm = make_norm(config)
         self.mlp = GatedMLP(config)
 
     def forward(
         self,
         hidden_states: torch.Tensor,
-        layout: ChunkLayout,
-        position_embeddings: tuple | None = None,
+        layout: GridLayout | StepLayout,
+        position_embeddings: WindowRotation | None = None,
         attention_mask: torch.Tensor | None = None,
         cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        """`(R, N, S, D) -> (R, N, S, D)`; the cache's layer, if there is one, moves on."""
+        """`(R, N, C, D)`, or in a step `(B, 1, D)`, to the same; the cache's layer, if there is one, moves on."""
         cache_layer = None if cache is None else cache.layers[self.layer_idx]
         no_state = cache_layer is None or cache_layer.state is None
         window, memory, conv_inputs, _ = (None,) * 4 if no_state else cache_layer.state
-        if self.config.local_attention:
+        if self.kind != "latent":
             attended, _, window = self.local_attention(
                 self.local_norm(hidden_states), layout, position_embeddings, attention_mask, window
             )
             hidden_states = hidden_states + attended
-        hidden_states, memory = self.latent_attention(hidden_states, layout=layout, cached=memory)
+        if self.kind != "local":
+            hidden_states, memory = self.latent_attention(hidden_states, layout, memory)
         transformed, conv_inputs = self.mlp(self.mlp_norm(hidden_states), layout, conv_inputs)
         if cache_layer is not None:
-            cache_layer.update(LatentState(window, memory, conv_inputs, layout.seen[:, -1]), layout, self.config)
+            cache_layer.update(window, memory, conv_inputs, layout, self.config)
         return hidden_states + transformed
 
 
@@ -164,9 +168,9 @@ class LatentAttentionPreTrainedModel(PreTrainedModel):
         "hidden_states": LatentAttentionDecoderLayer,
         # Retrieval: what every token reads from the latents.
         "attentions": OutputRecorder(MultiHeadAttention, index=1, layer_name="latent_to_input"),
-        # A causal layer gives its state, from which the map is made; a bidirectional one the weights themselves.
+        # A causal layer gives its grid, from which the map is made; a bidirectional one the weights themselves.
         "compression_attentions": [
-            OutputRecorder(LatentAttention, index=1),
+            OutputRecorder(ChunkedLatentAttention, index=1),
             OutputRecorder(MultiHeadAttention, index=1, layer_name="input_to_latent"),
         ],
         "refinement_attentions": OutputRecorder(MultiHeadAttention, index=1, layer_name="latent_self"),
@@ -265,7 +269,7 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
 
     def make_layout(
         self, inputs_embeds, valid, starts, sequences, tokens_seen, with_cache, new_chunk_rows
-    ) -> ChunkLayout:
+    ) -> GridLayout | StepLayout:
         batch_shape, size, device = inputs_embeds.shape[:2], self.config.chunk_size, inputs_embeds.device
         if not self.config.is_causal:
             return bidirectional_layout(batch_shape, size, device, valid, starts)
@@ -274,13 +278,13 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
         return grid_layout(batch_shape, size, device, valid, starts, tokens_seen, with_cache, sequences)
 
     @capture_outputs
-    def run_layers(self, layout: ChunkLayout, inputs_embeds, cache, **kwargs) -> LatentAttentionModelOutput:
+    def run_layers(self, layout: GridLayout | StepLayout, inputs_embeds, cache, **kwargs) -> LatentAttentionModelOutput:
         """All blocks in the chunk layout. Recorded hidden states and attentions are in it, too."""
         position_embeddings = attention_mask = None
-        if self.config.local_attention:
-            position_embeddings = window_positions(self.config, layout, inputs_embeds)
+        if self.config.has_windows:
+            position_embeddings = window_rotation(self.config, layout, inputs_embeds)
             attention_mask = local_attention_mask(self.config, layout, inputs_embeds.dtype)
-        hidden_states = layout.to_slots(inputs_embeds)  # (R, N, S, D)
+        hidden_states = layout.to_slots(inputs_embeds)  # (R, N, C, D) or (B, 1, D)
         for decoder_layer in self.layers[: self.config.num_hidden_layers]:
             hidden_states = decoder_layer(
                 hidden_states,
@@ -292,7 +296,7 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
             )
         return LatentAttentionModelOutput(last_hidden_state=self.norm(hidden_states), **{CACHE_NAME: cache})
 
-    def in_token_order(self, outputs, layout: ChunkLayout, inputs_embeds) -> LatentAttentionModelOutput:
+    def in_token_order(self, outputs, layout: GridLayout | StepLayout, inputs_embeds) -> LatentAttentionModelOutput:
         """Everything that `run_layers` recorded, back from slots to tokens."""
         outputs.last_hidden_state = layout.to_tokens(outputs.last_hidden_state)
         if outputs.hidden_states is not None:

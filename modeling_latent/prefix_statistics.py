@@ -22,7 +22,17 @@ The queries of compression come from the latents alone, so every token shares th
 the start of each chunk is a prefix-merge over chunks. Everything here is float32 (float64 for float64 models).
 """
 
+import math
+from typing import NamedTuple
+
 import torch
+
+
+class Statistics(NamedTuple):
+    """What each head and latent has read in a span of tokens."""
+
+    lse: torch.Tensor  # (..., H, M), log of the sum of exponentials of the scores
+    out: torch.Tensor  # (..., H, M, d), mean of the values, weighted by the softmax of the scores
 
 
 # lse of a span without tokens. It stands for -inf, and is finite so that the difference of two of them is 0 rather
@@ -38,10 +48,10 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def empty_statistics(shape: tuple[int, ...], head_dim: int, dtype: torch.dtype, device) -> tuple:
+def empty_statistics(shape: tuple[int, ...], head_dim: int, dtype: torch.dtype, device) -> Statistics:
     """Statistics of no token at all: `(*shape)` and `(*shape, head_dim)`."""
     dtype = statistics_dtype(dtype)
-    return (
+    return Statistics(
         torch.full(shape, EMPTY, dtype=dtype, device=device),
         torch.zeros((*shape, head_dim), dtype=dtype, device=device),
     )
@@ -55,18 +65,17 @@ def chunk_scores(queries: torch.Tensor, keys: torch.Tensor, scaling: float) -> t
     return scores.reshape(keys.shape[0], num_heads, num_latents, keys.shape[2])
 
 
-def chunk_statistics(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float, dropout: float):
+def chunk_statistics(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float, dropout: float
+) -> Statistics:
     """
-    Statistics of every chunk under the latents' queries.
+    Statistics of every chunk under the latents' queries, `(X, H, M)` and `(X, H, M, d)`.
 
     Args:
         queries: `(H, M, d)`, one set for all chunks.
         keys, values: `(X, Hkv, C, d)`, chunks without padding.
         scaling: factor on the scores.
         dropout: probability with which a weight is dropped.
-
-    Returns:
-        `lse` `(X, H, M)` and `out` `(X, H, M, d)`.
     """
     scores = chunk_scores(queries, keys, scaling)
     lse = scores.logsumexp(-1)  # (X, H, M)
@@ -74,50 +83,64 @@ def chunk_statistics(queries: torch.Tensor, keys: torch.Tensor, values: torch.Te
     if dropout:
         probabilities = torch.nn.functional.dropout(probabilities, dropout)
     grouped = probabilities.unflatten(1, (keys.shape[1], -1)).flatten(2, 3)  # (X, Hkv, H / Hkv * M, C)
-    return lse, (grouped @ values).to(lse.dtype).reshape(*lse.shape, values.shape[-1])
+    return Statistics(lse, (grouped @ values).to(lse.dtype).reshape(*lse.shape, values.shape[-1]))
 
 
-def merge(lse_a: torch.Tensor, out_a: torch.Tensor, lse_b: torch.Tensor, out_b: torch.Tensor):
+def merge(a: Statistics, b: Statistics) -> Statistics:
     """The statistics of two spans together."""
-    lse = torch.logaddexp(lse_a, lse_b)
-    return lse, (lse_a - lse).exp()[..., None] * out_a + (lse_b - lse).exp()[..., None] * out_b
+    lse = torch.logaddexp(a.lse, b.lse)
+    return Statistics(lse, (a.lse - lse).exp()[..., None] * a.out + (b.lse - lse).exp()[..., None] * b.out)
 
 
-def exclusive_prefix(lse, out, first_lse, first_out, sequence_ids=None):
+def repeated_at_random(chunks: Statistics, most: float) -> Statistics:
+    """
+    Chunks `(R, N, H, M)` as if the text had each of them several times, from once to `most` times, drawn log-uniformly.
+
+    To say the same thing r times adds log r to `lse` and leaves `out` as it is. So a chunk that matters has to outweigh
+    others that weigh up to `most` times as much as they do here: as many as only a text far longer than this one has.
+    """
+    draws = torch.rand(chunks.lse.shape[:2], dtype=chunks.lse.dtype, device=chunks.lse.device)  # (R, N)
+    return chunks._replace(lse=chunks.lse + math.log(most) * draws[..., None, None])
+
+
+def exclusive_prefix(chunks: Statistics, first: Statistics, sequence_ids: torch.Tensor | None = None) -> Statistics:
     """
     What the latents know at the start of each chunk: the merge of all chunks before it.
 
     Args:
-        lse, out: `(R, N - 1, H, M)` and `(R, N - 1, H, M, d)`, every chunk but the last.
-        first_lse, first_out: `(R, H, M)` and `(R, H, M, d)`, what is known at the start of the first chunk.
+        chunks: `(R, N - 1, H, M)` and `(R, N - 1, H, M, d)`, every chunk but the last.
+        first: `(R, H, M)` and `(R, H, M, d)`, what is known at the start of the first chunk.
         sequence_ids: `(R, N)`, chunks with different ids do not see each other; `None` where a row is one sequence.
 
     Returns:
         `(R, N, H, M)` and `(R, N, H, M, d)`.
     """
-    lses, outs = [first_lse[:, None]], [first_out[:, None]]
-    for block in range((lse.shape[1] + BLOCK - 1) // BLOCK):  # counted so, one compiled graph serves many lengths
-        start, stop = block * BLOCK, min((block + 1) * BLOCK, lse.shape[1])
+    known = [Statistics(*(tensor[:, None] for tensor in first))]
+    count = chunks.lse.shape[1]
+    for block in range((count + BLOCK - 1) // BLOCK):  # counted so, one compiled graph serves many lengths
+        start, stop = block * BLOCK, min((block + 1) * BLOCK, count)
         # Item 0 is what is known so far, item j the chunk start + j - 1; prefix i is for the chunk start + i.
-        items = torch.cat([lses[-1][:, -1:], lse[:, start:stop]], dim=1)
-        contents = torch.cat([outs[-1][:, -1:], out[:, start:stop]], dim=1)
-        visible = torch.ones(items.shape[1], items.shape[1], dtype=torch.bool, device=lse.device).tril()
+        items = Statistics(
+            *(
+                torch.cat([so_far[:, -1:], tensor[:, start:stop]], dim=1)
+                for so_far, tensor in zip(known[-1], chunks, strict=True)
+            )
+        )
+        visible = torch.ones(stop - start + 1, stop - start + 1, dtype=torch.bool, device=chunks.lse.device).tril()
         if sequence_ids is not None:
             prefix_ids = sequence_ids[:, start : stop + 1]
             item_ids = torch.cat([prefix_ids[:, :1], prefix_ids[:, :-1]], dim=1)
             visible = (visible & (prefix_ids[:, :, None] == item_ids[:, None, :]))[:, None, None]  # (R, 1, 1, i, j)
-        block_lse, block_out = _merge_visible(items, contents, visible)
-        lses.append(block_lse[:, 1:])
-        outs.append(block_out[:, 1:])
-    return torch.cat(lses, dim=1), torch.cat(outs, dim=1)
+        known.append(Statistics(*(tensor[:, 1:] for tensor in _merge_visible(items, visible))))
+    return Statistics(*(torch.cat(parts, dim=1) for parts in zip(*known, strict=True)))
 
 
-def _merge_visible(lse, out, visible):
+def _merge_visible(items: Statistics, visible: torch.Tensor) -> Statistics:
     """Merge, for every prefix i, the items j that it sees: `(R, J, H, M)`, `(R, J, H, M, d)`, `(..., i, j)`."""
-    logits = lse.movedim(1, -1)[..., None, :].where(visible, EMPTY)  # (R, H, M, i, j)
-    prefix_lse = logits.logsumexp(-1)  # (R, H, M, i)
+    logits = items.lse.movedim(1, -1)[..., None, :].where(visible, EMPTY)  # (R, H, M, i, j)
+    lse = logits.logsumexp(-1)  # (R, H, M, i)
     # Masked again: beside nothing but empty spans an unseen one would weigh exp(EMPTY - EMPTY) = 1.
-    weights = (logits - prefix_lse[..., None]).exp() * visible
-    with torch.autocast(out.device.type, enabled=False):  # which would make a product of float32 one of bfloat16
-        prefix_out = weights @ out.movedim(1, -2)  # (R, H, M, i, d)
-    return prefix_lse.movedim(-1, 1), prefix_out.movedim(-2, 1)
+    weights = (logits - lse[..., None]).exp() * visible
+    with torch.autocast(items.out.device.type, enabled=False):  # which would make a product of float32 one of bfloat16
+        out = weights @ items.out.movedim(1, -2)  # (R, H, M, i, d)
+    return Statistics(lse.movedim(-1, 1), out.movedim(-2, 1))

@@ -16,7 +16,7 @@
 import torch
 from torch import nn
 
-from .chunk_layout import ChunkLayout
+from .chunk_layout import GridLayout, Progress, StepLayout
 
 
 class TokenConv(nn.Conv1d):
@@ -30,34 +30,41 @@ class TokenConv(nn.Conv1d):
         self.init_std = init_std
 
     def forward(
-        self, tokens: torch.Tensor, layout: ChunkLayout, cached: torch.Tensor | None = None
+        self, tokens: torch.Tensor, layout: GridLayout | StepLayout, cached: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
-            tokens: `(R, N, S, D)`, normed.
+            tokens: `(R, N, C, D)`, or in a step `(B, 1, D)`, normed.
             layout: where they stand.
             cached: `(R, K - 1, D)`, the tokens before them.
 
         Returns:
-            `(R, N, S, D)`, and the inputs: of a grid all, `(R, K - 1 + N C, D)`, of which `last_inputs` picks; of a
-            step those that the next one needs, `(R, K - 1, D)`.
+            As `tokens`, and the inputs: of a grid all, `(R, K - 1 + N C, D)`, of which `last_inputs` picks; of a
+            step those that the next one needs, `(B, K - 1, D)`.
         """
-        inputs = self.in_front(tokens, layout, cached)
-        if layout.is_step:
-            # One weighted sum: the operator for whole sequences takes many times as long for a single token.
-            convolved = (inputs * self.weight[:, 0].T).sum(1)[:, None, None] + self.bias
-            inputs = inputs[:, 1:]
-        elif layout.sequence_ids is None:
-            convolved = super().forward(inputs.transpose(1, 2)).transpose(1, 2).unflatten(1, tokens.shape[1:3])
-        else:
-            windows = self.windows(inputs, layout).flatten(0, 1)  # (R N, D, K - 1 + C)
-            convolved = super().forward(windows).transpose(1, 2).unflatten(0, tokens.shape[:2])
+        convolve_them = self.convolve_step if isinstance(layout, StepLayout) else self.convolve_grid
+        convolved, inputs = convolve_them(tokens, layout, cached)
         return tokens + nn.functional.silu(convolved), inputs
 
-    def in_front(self, tokens: torch.Tensor, layout: ChunkLayout, cached: torch.Tensor | None) -> torch.Tensor:
+    def convolve_step(self, tokens, layout: StepLayout, cached: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """One weighted sum: the operator for whole sequences takes many times as long for a single token."""
+        inputs = torch.cat([cached, tokens], dim=1)  # (B, K, D)
+        convolved = (inputs * self.weight[:, 0].T).sum(1, keepdim=True) + self.bias
+        return convolved, inputs[:, 1:].clone()  # not a view, which would keep the input that is left behind
+
+    def convolve_grid(
+        self, tokens, layout: GridLayout, cached: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        inputs = self.in_front(tokens, layout, cached)
+        if layout.sequence_ids is None:
+            convolved = super().forward(inputs.transpose(1, 2)).transpose(1, 2)  # (R, N C, D)
+        else:
+            windows = self.windows(inputs, layout).flatten(0, 1)  # (R N, D, K - 1 + C)
+            convolved = super().forward(windows).transpose(1, 2)  # (R N, C, D)
+        return convolved.reshape(tokens.shape), inputs
+
+    def in_front(self, tokens: torch.Tensor, layout: GridLayout, cached: torch.Tensor | None) -> torch.Tensor:
         """The tokens after zeros, or after those of the cache, which end where the first new token stands."""
-        if layout.is_step:
-            return torch.cat([cached, tokens[:, 0]], dim=1)
         span = self.kernel_size[0] - 1
         inputs = torch.cat([tokens.new_zeros(tokens.shape[0], span, tokens.shape[-1]), tokens.flatten(1, 2)], dim=1)
         if cached is None:
@@ -65,11 +72,11 @@ class TokenConv(nn.Conv1d):
         positions = layout.filled[:, None] + torch.arange(span, device=tokens.device)  # (R, K - 1)
         return inputs.scatter(1, positions[..., None].expand_as(cached), cached.to(inputs.dtype))
 
-    def windows(self, inputs: torch.Tensor, layout: ChunkLayout) -> torch.Tensor:
+    def windows(self, inputs: torch.Tensor, layout: GridLayout) -> torch.Tensor:
         """Each chunk with the inputs in front of it, `(R, N, D, K - 1 + C)`, zeros for another sequence's."""
         span, size = self.kernel_size[0] - 1, layout.grid_shape[2]
         back = torch.arange(span, 0, -1, device=inputs.device)  # distance to the chunk's first slot
-        visible = layout.chunks_before[..., None] * size >= back  # (R, N, K - 1)
+        visible = layout.chunk_index[..., None] * size >= back  # (R, N, K - 1)
         visible = nn.functional.pad(visible, (0, size), value=True)[:, :, None]
         return inputs.unfold(1, span + size, size).masked_fill(~visible, 0)
 
@@ -83,22 +90,24 @@ def make_token_conv(hidden_size: int, kernel_size: int, init_std: float | None =
 
 
 def convolve(
-    token_conv: TokenConv | None, tokens: torch.Tensor, layout: ChunkLayout, cached: torch.Tensor | None
+    token_conv: TokenConv | None,
+    tokens: torch.Tensor,
+    layout: GridLayout | StepLayout,
+    cached: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Tokens as a memory or an MLP reads them, and what the convolution, if there is one, took in."""
     return (tokens, None) if token_conv is None else token_conv(tokens, layout, cached)
 
 
-def last_inputs(
-    inputs: torch.Tensor | None, layout_size: int, ends: torch.Tensor, seen: torch.Tensor
-) -> torch.Tensor | None:
+def last_inputs(inputs: torch.Tensor | None, layout_size: int, progress: Progress) -> torch.Tensor | None:
     """
-    The state after the token before slot `ends` `(B,)`, the `seen`-th `(B,)` of its sequence: `(B, K - 1, D)` of all
-    inputs of a grid of `layout_size` slots, `(B, K - 1 + N C, D)`. Zeros before the sequence's first token.
+    What a convolution has to remember after a token, `(B, K - 1, D)`, of all inputs of a grid of `layout_size` slots,
+    `(B, K - 1 + N C, D)`. Zeros before the sequence's first token.
     """
     if inputs is None:
         return None
     span = inputs.shape[1] - layout_size  # K - 1
-    back = torch.arange(span, device=ends.device)
-    last = inputs[torch.arange(ends.shape[0], device=ends.device)[:, None], ends[:, None] + back]
-    return last * (seen[:, None] >= span - back)[..., None].to(last.dtype)
+    back = torch.arange(span, device=inputs.device)
+    rows = torch.arange(inputs.shape[0], device=inputs.device)[:, None]
+    last = inputs[rows, progress.end[:, None] + back]
+    return last * (progress.seen[:, None] >= span - back)[..., None].to(last.dtype)

@@ -109,7 +109,7 @@ def with_predecessors(weights: dict, u, kernel: int):
 
 
 def latent_attention(weights: dict, h, settings):
-    """Section 1 and 2 of the definition: compression, refinement, retrieval, with the residual connections."""
+    """The three steps: compression, refinement, retrieval, with the residual connections."""
     length, chunk = len(h), settings.chunk_size
     u = norm(weights, "token_norm", h, settings)
     w = with_predecessors(weights, u, settings.conv_kernel_size)
@@ -128,16 +128,23 @@ def latent_attention(weights: dict, h, settings):
 
 
 def local_attention(weights: dict, x, settings):
-    """A token of chunk `n` reads chunk `n - 1` and, causally, chunk `n`; bidirectional: chunks `n - 1 ... n + 1`."""
-    length, chunk = len(x), settings.chunk_size
+    """
+    A token of chunk `n` reads chunk `n - 1` and, causally, chunk `n`; bidirectional: chunks `n - 1 ... n + 1`. From
+    chunk 2 on it also reads the sinks, the first tokens of the sequence, which stand in the slots before the window.
+    """
+    length, chunk, sinks = len(x), settings.chunk_size, settings.num_sink_tokens
 
     def reads(t):
-        first = max(0, (t // chunk - 1) * chunk)
-        return range(first, t + 1) if settings.is_causal else range(first, min(length, (t // chunk + 2) * chunk))
+        n = t // chunk
+        first = max(0, (n - 1) * chunk)
+        if not settings.is_causal:
+            return list(range(first, min(length, (n + 2) * chunk)))
+        return [s for s in range(sinks) if n >= 2] + list(range(first, t + 1))
 
     def position(t, s):
         window = (t // chunk - 1) * chunk
-        return t - window, s - window
+        has_left_the_window = s < window
+        return t - window, s - sinks if has_left_the_window else s - window
 
     return attend(weights, x, x, settings, reads, position)
 
@@ -148,14 +155,20 @@ def mlp(weights: dict, x, settings):
     return linear(weights, "down_proj", gate * linear(weights, "up_proj", x))
 
 
+def layer_kind(i: int, settings) -> str:
+    """The pattern repeats over the layers."""
+    return settings.layer_pattern[i % len(settings.layer_pattern)]
+
+
 def hidden_states(weights: dict, x, settings):
     """The base model on embeddings `x`: `(T, D) -> (T, D)`, after the last norm."""
     for i in range(settings.num_hidden_layers):
-        layer = below(weights, f"layers.{i}")
-        if settings.local_attention:
+        layer, kind = below(weights, f"layers.{i}"), layer_kind(i, settings)
+        if kind in ("local", "both"):
             normed = norm(layer, "local_norm", x, settings)
             x = x + local_attention(below(layer, "local_attention"), normed, settings)
-        x = latent_attention(below(layer, "latent_attention"), x, settings)
+        if kind in ("latent", "both"):
+            x = latent_attention(below(layer, "latent_attention"), x, settings)
         x = x + mlp(below(layer, "mlp"), norm(layer, "mlp_norm", x, settings), settings)
     return norm(weights, "norm", x, settings)
 
