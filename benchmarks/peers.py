@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -31,8 +30,7 @@ from transformers import (
     Qwen3NextForCausalLM,
 )
 
-from modeling_latent import LatentAttentionConfig, LatentAttentionForCausalLM
-from modeling_latent.cache_latent import MemoryState
+from modeling_latent import LatentAttentionConfig
 from modeling_latent.cache_name import CACHE_NAME
 
 
@@ -63,27 +61,6 @@ def our_config(name: str) -> LatentAttentionConfig:
     return AutoConfig.from_pretrained(CONFIGURATION / name)
 
 
-class NoLatentAttention(nn.Module):
-    """Stands where a block's latent attention stood: tokens pass, and the memory is empty."""
-
-    def forward(self, hidden_states: torch.Tensor, layout, cached: MemoryState | None = None):
-        """`(R, N, S, D)` to the same, and a memory of no elements for each chunk, or in a step for the row."""
-        rows, chunks, size, _ = hidden_states.shape
-        leading = (rows,) if layout.is_step else (rows, chunks)
-        empty = hidden_states.new_zeros(*leading, 0, size, 0)
-        nothing = hidden_states.new_zeros(*leading, 0)
-        return hidden_states, MemoryState(empty, empty, nothing, nothing, nothing, nothing, None)
-
-
-class WithoutLatents(LatentAttentionForCausalLM):
-    """Our model with local attention alone."""
-
-    def __init__(self, config: LatentAttentionConfig):
-        super().__init__(config)
-        for layer in self.model.layers:
-            layer.latent_attention = NoLatentAttention()
-
-
 class GatedDeltaNet(Qwen3NextForCausalLM):
     """Qwen3-Next, which asks its cache for the position of a token, and only layers of full attention know it."""
 
@@ -92,7 +69,7 @@ class GatedDeltaNet(Qwen3NextForCausalLM):
         return super().forward(input_ids, attention_mask=no_mask, position_ids=no_position, **kwargs)
 
 
-OWN_CLASSES = {NO_LATENTS: WithoutLatents, GATED_DELTA_NET: GatedDeltaNet}
+OWN_CLASSES = {GATED_DELTA_NET: GatedDeltaNet}
 
 
 def shared_fields(ours: LatentAttentionConfig) -> dict:
@@ -112,7 +89,7 @@ def windowed_config(ours: LatentAttentionConfig, units: int) -> MistralConfig:
 
 
 def without_latents_config(ours: LatentAttentionConfig, units: int) -> LatentAttentionConfig:
-    return LatentAttentionConfig(**{**ours.to_dict(), "intermediate_size": 8 * units})
+    return LatentAttentionConfig(**{**ours.to_dict(), "layer_pattern": ["local"], "intermediate_size": 8 * units})
 
 
 def mamba_config(ours: LatentAttentionConfig, units: int) -> Mamba2Config:

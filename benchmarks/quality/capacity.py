@@ -71,6 +71,7 @@ class Recall(nn.Module):
             hidden_size=WIDTH,
             num_attention_heads=HEADS,
             num_hidden_layers=1,
+            layer_pattern=["latent"],
             num_latents=num_latents,
             chunk_size=pairs,
             conv_kernel_size=0,

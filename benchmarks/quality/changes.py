@@ -11,158 +11,73 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Latent attention with one thing changed: parts taken away, and levers that were tried.
+"""Latent attention with one thing changed: parts taken away, and ways to make the memory smaller or merge it.
 
 They are for training and for scoring whole texts: a state is not carried on, and nothing is packed.
 """
 
 import copy
-import math
 
 import torch
 from torch import nn
-from torch.nn.functional import logsigmoid, pad, rms_norm, scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
-from benchmarks.peers import NoLatentAttention
 from modeling_latent import LatentAttention, LatentAttentionConfig, LatentAttentionForCausalLM
-from modeling_latent.attention import MultiHeadAttention
-from modeling_latent.local_attention import LocalAttention, rotate
+from modeling_latent.attention import MultiHeadAttention, branch_size, make_linear
+from modeling_latent.latent_attention import ChunkedLatentAttention
+from modeling_latent.layer_state import KeysValues
+from modeling_latent.local_attention import rotate
 from modeling_latent.modeling_latent import LatentAttentionDecoderLayer
-from modeling_latent.prefix_statistics import chunk_scores
-from modeling_latent.token_conv import convolve, make_token_conv
+from modeling_latent.token_conv import convolve
 
 
-class UnrefinedLatentAttention(LatentAttention):
-    """Without step 2: tokens read the latents as compression left them."""
+class WithoutRefinement:
+    """Latent attention without step 2: tokens read the latents as compression left them."""
 
     def __init__(self, config: LatentAttentionConfig):
         super().__init__(config)
         del self.latent_self, self.refine_norm
 
-    def refine(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.latent_to_input.keys_values(self.readout_norm(latents))
+    def refine(self, latents: torch.Tensor) -> KeysValues:
+        return KeysValues(*self.latent_to_input.keys_values(self.readout_norm(latents)))
 
 
-class OwnChunkAttention(LocalAttention):
-    """Local attention that does not look into the chunk before."""
-
-    def forward(self, hidden_states, layout, position_embeddings, attention_mask, cached=None):
-        own = torch.arange(attention_mask.shape[-1], device=attention_mask.device) >= self.config.chunk_size
-        return super().forward(hidden_states, layout, position_embeddings, attention_mask & own, cached)
+class UnrefinedLatentAttention(WithoutRefinement, LatentAttention):
+    """The layer alone."""
 
 
-class ConvolvedAttention(LocalAttention):
-    """Local attention that reads convolved tokens."""
-
-    def __init__(self, config: LatentAttentionConfig):
-        super().__init__(config)
-        self.token_conv = make_token_conv(config.hidden_size, kernel_size=4)
-
-    def forward(self, hidden_states, layout, position_embeddings, attention_mask, cached=None):
-        hidden_states, _ = convolve(self.token_conv, hidden_states, layout, None)
-        return super().forward(hidden_states, layout, position_embeddings, attention_mask, cached)
+class UnrefinedChunkedLatentAttention(WithoutRefinement, ChunkedLatentAttention):
+    """The same in a model."""
 
 
-class GatedRetrieval(LatentAttention):
-    """Each token opens or closes each channel of what it reads. Half open at the start."""
+class NarrowLatentAttention(ChunkedLatentAttention):
+    """Latents half as wide as the model, as in Perceiver (Jaegle et al. 2021, arXiv:2103.03206)."""
 
     def __init__(self, config: LatentAttentionConfig):
         super().__init__(config)
-        self.gate = nn.Linear(config.hidden_size, config.hidden_size)
-        nn.init.normal_(self.gate.weight, std=0.02)
-        nn.init.zeros_(self.gate.bias)
-
-    def retrieve(self, tokens: torch.Tensor, memory) -> torch.Tensor:
-        return super().retrieve(tokens, memory) * self.gate(tokens).sigmoid()
-
-
-class RecentLatentAttention(LatentAttention):
-    """
-    Compression prefers recent tokens: what is `τ` tokens ago weighs `1/e` of what it would, with `τ` from 16 to 4096,
-    another for every head and latent. All that a softmax sees of such a decay is a bias of the key.
-    """
-
-    def __init__(self, config: LatentAttentionConfig):
-        super().__init__(config)
-        count = config.num_attention_heads * config.num_latents
-        self.register_buffer("time_scales", torch.logspace(math.log10(16), math.log10(4096), count))  # (H M)
-
-    def log_forget(self, inputs: torch.Tensor) -> torch.Tensor:
-        """`(R, N, C, H M)`, of what is known before a token."""
-        return (-1 / self.time_scales).expand(*inputs.shape[:-1], -1)
-
-    def compress(self, inputs, conv_inputs, layout, cached):
-        shape = self.config.num_attention_heads, self.config.num_latents
-        decay = self.log_forget(inputs).flatten(1, 2).cumsum(1).view(*inputs.shape[:3], *shape)  # (R, N, C, H, M)
-        self.bias = -decay[:, :-1].flatten(0, 1).movedim(1, -1)  # (X, H, M, C)
-        return super().compress(inputs, conv_inputs, layout, cached)
-
-    def statistics(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        queries = self.latent_queries()  # (H, M, d)
-        scores = chunk_scores(queries, keys, self.input_to_latent.scaling) + self.bias
-        lse = scores.logsumexp(-1)
-        return lse, (scores - lse[..., None]).exp() @ values
+        size = config.hidden_size // 2
+        self.latents = nn.Parameter(torch.randn(config.num_latents, size))  # (M, D / 2)
+        for name in ("latent_norm", "refine_norm", "readout_norm"):
+            setattr(self, name, nn.LayerNorm(size, eps=config.norm_eps))
+        compress, refine, retrieve = self.input_to_latent, self.latent_self, self.latent_to_input
+        from_latents = [(compress, "q_proj"), (retrieve, "k_proj"), (retrieve, "v_proj")]
+        from_latents += [(refine, "q_proj"), (refine, "k_proj"), (refine, "v_proj")]
+        for attention, name in from_latents:
+            setattr(attention, name, drawn(make_linear(size, getattr(attention, name).out_features)))
+        heads = compress.o_proj.in_features
+        compress.o_proj, refine.o_proj = drawn(make_linear(heads, size)), drawn(make_linear(heads, size, size=0.1))
 
 
-class ForgettingLatentAttention(RecentLatentAttention):
-    """The same, and each token decides how much each latent forgets (Lin et al. 2025, arXiv:2503.02130)."""
+class FewerHeadsLatentAttention(ChunkedLatentAttention):
+    """One key/value head in each of the three steps."""
 
     def __init__(self, config: LatentAttentionConfig):
         super().__init__(config)
-        self.forget = nn.Linear(config.hidden_size, len(self.time_scales))
-        nn.init.normal_(self.forget.weight, std=0.02)
-        self.forget.bias.data.copy_((self.time_scales - 1).log())  # so that it starts at exp(-1 / τ), nearly
-
-    def log_forget(self, inputs: torch.Tensor) -> torch.Tensor:
-        return logsigmoid(self.forget(inputs))
-
-
-class NormedAttention(MultiHeadAttention):
-    """Queries and keys of length √d, and a learned factor on each head's scores."""
-
-    def __init__(self, config: LatentAttentionConfig):
-        super().__init__(config)
-        self.temperature = nn.Parameter(torch.ones(config.num_attention_heads, 1, 1))
-
-    def queries(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return rms_norm(super().queries(hidden_states), (self.head_dim,)) * self.temperature
-
-    def keys_values(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        keys, values = super().keys_values(hidden_states)
-        return rms_norm(keys, (self.head_dim,)), values
-
-
-class NormedCompression(LatentAttention):
-    """Step 1 with normed queries and keys."""
-
-    def __init__(self, config: LatentAttentionConfig):
-        super().__init__(config)
-        self.input_to_latent = drawn(NormedAttention(config))
-
-
-class FinerCompression(LatentAttention):
-    """Step 1 with twice as many heads of half the size, so that each latent has twice as many slots."""
-
-    def __init__(self, config: LatentAttentionConfig):
-        super().__init__(config)
-        self.config = copy.deepcopy(config)
-        self.config.head_dim //= 2
-        self.config.num_attention_heads *= 2
-        self.config.num_key_value_heads *= 2
-        self.input_to_latent = drawn(MultiHeadAttention(self.config))
-
-
-class HandedOnLatentAttention(LatentAttention):
-    """Step 2 starts from the sum of what this layer read and what the layer before had refined."""
-
-    before = ()  # the layer before, in a tuple: it is no part of this one
-
-    def refine(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        latents = sum((layer.refined for layer in self.before), latents)
-        normed = self.refine_norm(latents)
-        attended, _ = self.latent_self(self.latent_self.queries(normed), *self.latent_self.keys_values(normed))
-        self.refined = latents + attended
-        return self.latent_to_input.keys_values(self.readout_norm(self.refined))
+        fewer = copy.deepcopy(config)
+        fewer.num_key_value_heads = 1
+        self.input_to_latent = drawn(MultiHeadAttention(fewer))
+        self.latent_self = drawn(MultiHeadAttention(fewer, output_size=0.1))
+        self.latent_to_input = drawn(MultiHeadAttention(fewer, output_size=branch_size(config)))
 
 
 class OneSoftmaxLayer(LatentAttentionDecoderLayer):
@@ -171,25 +86,24 @@ class OneSoftmaxLayer(LatentAttentionDecoderLayer):
     def forward(self, hidden_states, layout, position_embeddings=None, attention_mask=None, **kwargs):
         local, memory = self.local_attention, self.latent_attention
         tokens = self.local_norm(hidden_states)
-        (cos, sin), chunk_angle = position_embeddings
         queries, (keys, values) = local.queries(tokens), local.keys_values(tokens)
-        turned = rotate(keys, cos, sin)
-        near, values = local.grid_windows(turned, values, layout, chunk_angle, None)  # (R, N, H, 2C, d)
-        inputs, conv_inputs = convolve(memory.token_conv, memory.token_norm(hidden_states), layout, None)
-        read = memory.compress(inputs, conv_inputs, layout, None)
+        turned = KeysValues(rotate(keys, position_embeddings.own), values)
+        near = local.causal_windows(turned, layout, position_embeddings, None)  # (R, N, Hkv, S + 2C, d)
+        inputs, _ = convolve(memory.token_conv, memory.token_norm(hidden_states), layout, None)
+        statistics = memory.compress(KeysValues(*memory.input_to_latent.keys_values(inputs)), layout, None)
+        far = memory.refine(memory.compressed(statistics.out))  # (R, N, Hkv, M, d)
         # One half of a doubled head compares turned queries with turned keys, the other one, not turned, with latents.
-        queries = torch.cat([rotate(queries, cos, sin), queries], dim=-1)
-        far = read.readout_keys
-        keys = torch.cat(
-            [nn.functional.pad(near, (0, local.head_dim)), nn.functional.pad(far, (local.head_dim, 0))], 3
-        )
-        allowed = pad(attention_mask, (0, far.shape[3]), value=True)
-        values = torch.cat([values, read.readout_values], dim=3)
+        queries = torch.cat([rotate(queries, position_embeddings.own), queries], dim=-1)
+        keys = torch.cat([pad(near.keys, (0, local.head_dim)), pad(far.keys, (local.head_dim, 0))], dim=3)
+        values = torch.cat([near.values, far.values], dim=3)
+        allowed = pad(attention_mask, (0, far.keys.shape[3]), value=True)
         attended = scaled_dot_product_attention(
-            queries.flatten(0, 1), keys.flatten(0, 1), values.flatten(0, 1), allowed, scale=local.scaling
+            *(states.flatten(0, 1) for states in (queries, keys, values)),
+            allowed,
+            scale=local.scaling,
+            enable_gqa=True,
         )
-        attended = local.o_proj(attended.transpose(1, 2).flatten(2)).view_as(hidden_states)
-        hidden_states = hidden_states + attended
+        hidden_states = hidden_states + local.o_proj(attended.transpose(1, 2).flatten(2)).view_as(hidden_states)
         return hidden_states + self.mlp(self.mlp_norm(hidden_states), layout)[0]
 
 
@@ -198,59 +112,32 @@ def drawn(module: nn.Module) -> nn.Module:
     for part in module.modules():
         if hasattr(part, "init_std"):
             nn.init.normal_(part.weight, std=part.init_std)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
     return module
 
 
-def replace_memory(memory_class: type[LatentAttention]):
-    """A change of every layer's latent attention to another class."""
+def layers_with_latents(model: LatentAttentionForCausalLM) -> list[LatentAttentionDecoderLayer]:
+    return [layer for layer in model.model.layers if layer.kind != "local"]
+
+
+def replace_memory(memory_class: type[ChunkedLatentAttention]):
+    """A change of latent attention to another class, in every layer that has it."""
 
     def change(model: LatentAttentionForCausalLM) -> None:
-        for layer in model.model.layers:
+        for layer in layers_with_latents(model):
             layer.latent_attention = memory_class(model.config)
 
     return change
 
 
-def keep_every_second_memory(model: LatentAttentionForCausalLM) -> None:
-    for layer in model.model.layers[::2]:
-        layer.latent_attention = NoLatentAttention()
-
-
-def look_into_own_chunk_only(model: LatentAttentionForCausalLM) -> None:
-    for layer in model.model.layers:
-        layer.local_attention.__class__ = OwnChunkAttention
-
-
-def convolve_local_attention(model: LatentAttentionForCausalLM) -> None:
-    for layer in model.model.layers:
-        layer.local_attention = drawn(ConvolvedAttention(model.config))
-
-
-def hand_latents_on(model: LatentAttentionForCausalLM) -> None:
-    replace_memory(HandedOnLatentAttention)(model)
-    memories = [layer.latent_attention for layer in model.model.layers]
-    for memory, before in zip(memories[1:], memories, strict=False):
-        memory.before = (before,)
-
-
 def share_one_softmax(model: LatentAttentionForCausalLM) -> None:
-    for layer in model.model.layers:
+    for layer in layers_with_latents(model):
         layer.__class__ = OneSoftmaxLayer
         del layer.latent_attention.latent_to_input.q_proj, layer.latent_attention.latent_to_input.o_proj
 
 
 CHANGES = {
-    "no refinement": replace_memory(UnrefinedLatentAttention),
-    "latents in every second layer": keep_every_second_memory,
-    "local attention in the own chunk only": look_into_own_chunk_only,
-    "convolution before local attention, too": convolve_local_attention,
-    "gate on retrieval": replace_memory(GatedRetrieval),
-    "compression prefers recent tokens": replace_memory(RecentLatentAttention),
-    "forget gate in compression": replace_memory(ForgettingLatentAttention),
-    "normed queries and keys in compression": replace_memory(NormedCompression),
-    "twice the heads in compression": replace_memory(FinerCompression),
-    "refined latents handed on": hand_latents_on,
+    "no refinement": replace_memory(UnrefinedChunkedLatentAttention),
+    "latents half as wide": replace_memory(NarrowLatentAttention),
+    "one key/value head in the memory": replace_memory(FewerHeadsLatentAttention),
     "retrieval and local attention in one softmax": share_one_softmax,
 }

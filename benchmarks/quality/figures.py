@@ -31,10 +31,17 @@ NAMES = {
     "whole_window": "window over everything",
     "latents": "latents alone",
     "latents_and_window": "latents and window",
+    "latents_in_every_layer": "latents in every layer, and window",
     "mamba2": "Mamba-2",
     "gated_delta_net": "gated delta net",
     "gated_slot_attention": "gated slot attention",
 }
+
+
+def name_of(unit: dict) -> str:
+    """A model as tables and figures call it."""
+    repeated = ", chunks repeated" if "max_chunk_repeats" in unit["settings"] else ""
+    return NAMES[unit["model"]] + repeated
 
 
 def draw(plot: Callable, file: Path) -> None:
@@ -79,7 +86,7 @@ def recall_by_state(result: dict, figure) -> None:
 
     def label(unit: dict) -> str:
         setting = f", width {unit['shape']['hidden_size']}, {unit['pairs']} pairs in {unit['length']}"
-        return NAMES[unit["model"]] + (setting if several else "")
+        return name_of(unit) + (setting if several else "")
 
     for name, points in lines(result["points"], label).items():
         points = sorted(points, key=lambda point: point[0]["state_elements"])
@@ -93,7 +100,7 @@ def recall_by_length(result: dict, figure) -> None:
     for point in result["points"]:
         lengths = [row["length"] for row in point[0]["by_length"]]
         rows = list(zip(*(unit["by_length"] for unit in point), strict=True))
-        error_line(axes, lengths, rows, "accuracy", NAMES[point[0]["model"]])
+        error_line(axes, lengths, rows, "accuracy", name_of(point[0]))
     axes.set_xscale("log", base=2)
     axes.set(xlabel="tokens in the text", ylabel="passkeys recalled", ylim=(-0.03, 1.03))
     axes.axvline(result["recipe"]["length"], color="grey", linestyle=":", label="length in training")
@@ -105,7 +112,7 @@ def loss_by_position(result: dict, figure) -> None:
     for point in result["points"]:
         middles = [mean((row["from"], row["to"])) for row in point[0]["by_position"]]
         rows = list(zip(*(unit["by_position"] for unit in point), strict=True))
-        error_line(axes, middles, rows, "loss", NAMES[point[0]["model"]])
+        error_line(axes, middles, rows, "loss", name_of(point[0]))
     axes.set_xscale("log", base=2)
     axes.set(xlabel="position in the document, bytes", ylabel="loss, nats per byte")
     # A model that fails beyond its length leaves the figure, so that the others can be told apart.

@@ -47,6 +47,7 @@ MODELS = [
     ("window", {}),
     ("whole_window", {}),
     ("latents", {}),
+    ("latents_in_every_layer", {}),
     ("latents_and_window", {}),
     ("mamba2", {"state_size": 64}),
 ]
@@ -79,6 +80,26 @@ FORMS = {
         "learning_rates": (2e-3,),
         "models": MODELS,
     },
+    "longer": {
+        "text": "sotu",
+        "length": 512,
+        "width": 128,
+        "layers": 4,
+        "num_latents": 32,
+        "chunk_size": 32,
+        "steps": 800,
+        "batch_size": 4,
+        "test_documents": 12,
+        "bfloat16": False,
+        "learning_rates": (2e-3,),
+        "models": [
+            ("full_attention", {}),
+            ("window", {}),
+            ("latents_in_every_layer", {}),
+            ("latents_and_window", {}),
+            ("latents_and_window", {"max_chunk_repeats": 1000}),
+        ],
+    },
     "medium": {
         "text": "sotu_and_library",
         "length": 1024,
@@ -94,6 +115,7 @@ FORMS = {
         "seeds": (0,),
         "models": [
             ("latents_and_window", {}),
+            ("latents_in_every_layer", {}),
             ("window", {}),
             ("full_attention", {}),
             ("whole_window", {}),
@@ -229,11 +251,14 @@ def recipe_of(form: dict) -> dict:
 
 
 def points(form: dict) -> list[dict]:
-    """All models have as many parameters as latents and window with feed-forward layers twice the model's width."""
+    """
+    All models have as many parameters as one with latents in every layer and feed-forward layers twice the model's
+    width. The others spend on wider ones what their memory does not take.
+    """
     shape, latent = base_shape(form), {"num_latents": form["num_latents"], "chunk_size": form["chunk_size"]}
-    parameters = count_parameters("latents_and_window", shape, latent)
-    given = {"latents": latent, "latents_and_window": latent, "window": {"chunk_size": form["chunk_size"]}}
-    given["whole_window"] = {"chunk_size": form["length"]}
+    parameters = count_parameters("latents_in_every_layer", shape, latent)
+    given = dict.fromkeys(("latents", "latents_and_window", "latents_in_every_layer"), latent)
+    given |= {"window": {"chunk_size": form["chunk_size"]}, "whole_window": {"chunk_size": form["length"]}}
     models = [(model, {**settings, **given.get(model, {})}) for model, settings in form["models"]]
     return [
         {

@@ -32,7 +32,7 @@ from transformers import (
     Qwen3NextConfig,
 )
 
-from benchmarks.peers import GatedDeltaNet, WithoutLatents, cache_name_of, nearest_size, parameters_of
+from benchmarks.peers import GatedDeltaNet, cache_name_of, nearest_size, parameters_of
 from modeling_latent import LatentAttentionConfig, LatentAttentionForCausalLM
 
 from .changes import CHANGES
@@ -42,72 +42,37 @@ def full_attention(shape: dict) -> PreTrainedModel:
     return LlamaForCausalLM(LlamaConfig(**shape, pad_token_id=None))
 
 
-def latents_and_window(
-    shape: dict, change: str | None = None, start: str = "package", latents_rate: float = 1.0, **config
-) -> PreTrainedModel:
+def latents_and_window(shape: dict, change: str | None = None, **config) -> PreTrainedModel:
     """
-    Latent attention beside local attention.
+    Our model, by default a window in every layer and latents in every second one.
 
     Args:
         shape: see above.
         change: of `CHANGES`, what is taken away or done otherwise.
-        start: how weights are drawn, see `redraw`.
-        latents_rate: multiple of the learning rate at which the latents themselves learn.
-        config: fields of the configuration.
+        config: fields of the configuration; embeddings start at 1/√width, as in the ready-made configurations.
     """
-    model = LatentAttentionForCausalLM(our_config(shape, **config))
+    fields = {**shape, "initializer_range": shape["hidden_size"] ** -0.5, **config}
+    model = LatentAttentionForCausalLM(LatentAttentionConfig(**fields))
     if change is not None:
         CHANGES[change](model)
-    redraw(model, start)
-    for layer in model.model.layers:
-        if hasattr(layer.latent_attention, "latents"):
-            layer.latent_attention.latents.rate = latents_rate
     return model
 
 
-def our_config(shape: dict, **config) -> LatentAttentionConfig:
-    """As the ready-made configurations, whose embeddings start at 1/√width."""
-    return LatentAttentionConfig(**{**shape, "initializer_range": shape["hidden_size"] ** -0.5, **config})
-
-
-@torch.no_grad()
-def redraw(model: PreTrainedModel, start: str) -> None:
-    """
-    Start otherwise than the package does (`init_weights`).
-
-    `small_content`: what compression adds to the latents is drawn with standard deviation 0.02. `large_branches`: what
-    layers add to the token stream, smaller with their number alone, as in GPT-2. `large_refinement`: what refinement
-    adds to the latents, as large as what compression does. `small_memory_conv`, `large_mlp_conv`: the one convolution
-    as the other. `library`: everything but the convolutions and latents with 0.02, as is usual in transformers.
-    """
-    for name, module in model.named_modules():
-        if start == "small_memory_conv" and name.endswith("latent_attention.token_conv"):
-            module.weight.mul_(module.kernel_size[0] ** -0.5)
-        elif start == "large_mlp_conv" and name.endswith("mlp.token_conv"):
-            module.weight.mul_(module.kernel_size[0] ** 0.5)
-        if not isinstance(module, (nn.Linear, nn.Embedding)):
-            continue
-        into_stream = name.endswith(("down_proj", "local_attention.o_proj", "latent_to_input.o_proj"))
-        content = name.endswith(("input_to_latent.v_proj", "input_to_latent.o_proj"))
-        if start == "library" or (start == "small_content" and content):
-            nn.init.normal_(module.weight, std=0.02)
-        elif start == "large_branches" and into_stream:
-            module.weight.mul_((1.5 * module.in_features) ** 0.5)  # of 3 branches in a layer to 2, without the fan in
-        elif start == "large_refinement" and name.endswith("latent_self.o_proj"):
-            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+def latents_in_every_layer(shape: dict, **settings) -> PreTrainedModel:
+    """Beside a window, as version 0.1.0 had them by default."""
+    return latents_and_window(shape, layer_pattern=["both"], **settings)
 
 
 def latents(shape: dict, **settings) -> PreTrainedModel:
-    return latents_and_window(shape, local_attention=False, **settings)
+    return latents_and_window(shape, layer_pattern=["latent"], **settings)
 
 
 def window(shape: dict, chunk_size: int) -> PreTrainedModel:
-    """The same model without its latents, in any layer."""
-    return WithoutLatents(our_config(shape, num_latents=1, chunk_size=chunk_size))
+    return latents_and_window(shape, layer_pattern=["local"], chunk_size=chunk_size)
 
 
 def whole_window(shape: dict, chunk_size: int) -> PreTrainedModel:
-    """The same with a chunk as long as a text in training: full attention with our convolution, norms and start."""
+    """With a chunk as long as a text in training: full attention with our convolution, norms and start."""
     return window(shape, chunk_size)
 
 
@@ -165,6 +130,7 @@ BUILDERS = {
         whole_window,
         latents,
         latents_and_window,
+        latents_in_every_layer,
         mamba2,
         gated_delta_net,
         gated_slot_attention,

@@ -40,6 +40,7 @@ FULL_MODELS = [
     ("full_attention", {}),
     ("window", {}),
     ("whole_window", {}),
+    *[("latents_in_every_layer", {"num_latents": count}) for count in LATENTS],
     *[("latents_and_window", {"num_latents": count}) for count in LATENTS],
     *[("latents", {"num_latents": count}) for count in LATENTS],
     *[("mamba2", {"state_size": size}) for size in (8, 16, 32, 64, 128)],
@@ -50,7 +51,9 @@ REDUCED_MODELS = [
     ("full_attention", {}),
     ("window", {}),
     ("whole_window", {}),
-    *[("latents_and_window", {"num_latents": count}) for count in (4, 16)],
+    *[("latents_in_every_layer", {"num_latents": count}) for count in (4, 16)],
+    # In every second layer: as many latents as before, and as many as make up the state of 4 and 16 in every layer.
+    *[("latents_and_window", {"num_latents": count}) for count in (14, 16, 38)],
     ("mamba2", {"state_size": 16}),
     ("gated_delta_net", {"key_dim": 32}),
 ]
@@ -75,7 +78,7 @@ FORMS = {
         "passes": 1,
         "batch_size": 64,
         "test_examples": 512,
-        "learning_rates": (3e-3,),
+        "learning_rates": (3e-3, 1e-2),
         "models": REDUCED_MODELS,
     },
     "small": {
@@ -218,7 +221,8 @@ def points(form: dict) -> list[dict]:
 def chunks_of(model: str, length: int) -> dict:
     """They grow with the sequence, and are of 8 tokens for 64 and 128; of half as many without a window."""
     size = max(8, length // 16)
-    sizes = {"window": size, "latents_and_window": size, "latents": size // 2, "whole_window": length}
+    sizes = {"window": size, "latents": size // 2, "whole_window": length}
+    sizes |= {"latents_and_window": size, "latents_in_every_layer": size}
     return {"chunk_size": sizes[model]} if model in sizes else {}
 
 

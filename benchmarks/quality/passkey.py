@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Passkey retrieval (Mohtashami & Jaggi 2023, arXiv:2305.16300) at up to 16 times the length seen in training.
+"""Passkey retrieval (Mohtashami & Jaggi 2023, arXiv:2305.16300) at up to 256 times the length seen in training.
 
     python -m benchmarks.quality.passkey                           # reduced, for two CPU cores
     python -m benchmarks.quality.passkey --form full --minutes 9   # one GPU; again until it is finished
@@ -37,50 +37,59 @@ QUESTION = "What is the pass key ? The pass key is"
 DIGITS = 5
 WORDS = sorted({*f"{FILLER} {NEEDLE} {QUESTION}".replace("{}", "").split()})
 TOKENS = {token: index for index, token in enumerate([*map(str, range(10)), *WORDS])}
-MULTIPLES = (1, 4, 16)  # of the length in training
 TEST_SEED = 2**31  # no training seed
+OURS = {"num_latents": 16, "chunk_size": 16}
+REPEATED = {**OURS, "max_chunk_repeats": 1000}
 MODELS = [
     ("full_attention", {}),
     ("window", {"chunk_size": 16}),
-    ("latents_and_window", {"num_latents": 16, "chunk_size": 16}),
+    ("latents_in_every_layer", OURS),
+    ("latents_and_window", OURS),
+    ("latents_and_window", REPEATED),
     ("mamba2", {"state_size": 16}),
 ]
 FORMS = {
     "full": {
         "length": 512,
+        "multiples": (1, 4, 16, 256),
         "width": 256,
         "layers": 4,
         "steps": 10_000,
         "batch_size": 64,
         "test_examples": 500,
         "learning_rates": (3e-4, 1e-3, 3e-3),
+        "seeds": (0, 1, 2, 3, 4),
         "models": [
             *MODELS,
             ("whole_window", {"chunk_size": 512}),
-            ("latents", {"num_latents": 16, "chunk_size": 16}),
+            ("latents", OURS),
             ("gated_delta_net", {"key_dim": 64}),
             ("gated_slot_attention", {"num_slots": 64}),
         ],
     },
     "reduced": {
         "length": 64,
+        "multiples": (1, 4, 16, 256),
         "width": 64,
         "layers": 2,
         "steps": 800,
         "batch_size": 32,
         "test_examples": 100,
         "learning_rates": (1e-3, 3e-3),
+        "seeds": (0, 1, 2, 3, 4),
         "models": [*MODELS, ("whole_window", {"chunk_size": 64})],
     },
     "smoke": {
         "length": 64,
+        "multiples": (1, 4),
         "width": 16,
-        "layers": 1,
+        "layers": 2,
         "steps": 3,
         "batch_size": 4,
         "test_examples": 4,
         "learning_rates": (1e-3,),
-        "models": [MODELS[0], MODELS[2]],
+        "seeds": (0, 1),
+        "models": [MODELS[0], MODELS[4]],
     },
 }
 
@@ -139,7 +148,7 @@ def run_unit(unit: dict, job: Job) -> dict | None:
     trained = train(model, loss_at, unit["steps"], unit["learning_rate"], job)
     if trained is None:
         return None
-    lengths = [multiple * unit["length"] for multiple in MULTIPLES]
+    lengths = [multiple * unit["length"] for multiple in unit["multiples"]]
     by_length = [
         {"length": length, "accuracy": accuracy(model, length, unit["test_examples"], job.device)}
         for length in lengths
@@ -149,7 +158,7 @@ def run_unit(unit: dict, job: Job) -> dict | None:
 
 
 def points(form: dict) -> list[dict]:
-    recipe = {name: form[name] for name in ("length", "steps", "batch_size", "test_examples")}
+    recipe = {name: form[name] for name in ("length", "multiples", "steps", "batch_size", "test_examples")}
     shape = {
         "vocab_size": len(TOKENS),
         "hidden_size": form["width"],

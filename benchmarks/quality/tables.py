@@ -23,7 +23,7 @@ from pathlib import Path
 
 from benchmarks import record
 
-from .figures import NAMES, lines
+from .figures import lines, name_of
 from .units import mean_and_deviation
 
 
@@ -42,9 +42,7 @@ def milliseconds(point: list[dict]) -> str:
 
 def sized_name(unit: dict) -> str:
     """`latents and window, 16`"""
-    return ", ".join(
-        [NAMES[unit["model"]], *(str(unit["settings"][size]) for size in SIZES if size in unit["settings"])]
-    )
+    return ", ".join([name_of(unit), *(str(unit["settings"][size]) for size in SIZES if size in unit["settings"])])
 
 
 def mqar(result: dict) -> list[list[str]]:
@@ -181,7 +179,7 @@ def markdown(rows: list[list[str]]) -> str:
 def render(table: str) -> str:
     """The tables of all forms, as far as they have been measured."""
     parts = []
-    for form in ("reduced", "levers", "small", "medium", "full"):
+    for form in ("reduced", "small", "longer", "medium", "full"):
         file = record.RESULTS / f"quality_{table}_{form}.json"
         result = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"points": []}
         if result["points"]:
