@@ -20,7 +20,7 @@ TRAIN = ["datasets", "matplotlib", "tokenizers"]
 
 setup(
     name="latent-attention",
-    version="0.1.0",
+    version="0.2.0",
     description="Latent attention: a transformers language model whose memory has a fixed size",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

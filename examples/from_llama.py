@@ -18,8 +18,9 @@ Give a trained Llama, Mistral or Qwen2 a memory of fixed size: its weights, loca
     python examples/train.py --model out/converted --output_dir out/tuned --block_size 2048 --learning_rate 1e-4
 
 What tokens read from the latents starts at zero, so the converted model is exactly the old one as long as the
-window holds all tokens: in the first two chunks. Behind them it no longer sees what has left the window, and has a
-higher loss. Train it on rows of many chunks: there it learns to do without, and the latents learn what to keep.
+window holds all tokens: in the first two chunks. Behind them it sees the window and the text's first tokens, called
+sinks, on which attention that was trained without a window rests. It no longer sees what else has left the window, and
+has a somewhat higher loss. Train it on rows of many chunks: there the latents learn what to keep.
 """
 
 import argparse
@@ -58,14 +59,17 @@ SHARED_FIELDS = (
 NEW_NAMES = {"self_attn": "local_attention", "input_layernorm": "local_norm", "post_attention_layernorm": "mlp_norm"}
 
 
-def convert(llama: PreTrainedModel, num_latents: int, chunk_size: int) -> LatentAttentionForCausalLM:
+def convert(
+    llama: PreTrainedModel, num_latents: int, chunk_size: int, num_sink_tokens: int, latent_every: int
+) -> LatentAttentionForCausalLM:
     """
-    The `llama`'s weights in a model with latents, which are drawn at random and read with zeros at first; there is no
-    convolution in front of the MLP, whose weights were trained without.
+    The `llama`'s weights in a model with latents in one of `latent_every` layers. Latents are drawn at random and read
+    with zeros at first; there is no convolution in front of the MLP, whose weights were trained without.
 
     Raises:
-        `ValueError`: for a model of another class, for one with a sliding window of less than two chunks, and for
-            weights that have no place here, such as the biases of `o_proj` and of the MLP.
+        `ValueError`: for a model of another class, for one with a sliding window of less than two chunks, for a
+            `latent_every` of less than 1, and for weights that have no place here, such as the biases of `o_proj` and
+            of the MLP.
     """
     if not isinstance(llama, CLASSES):
         names = ", ".join(allowed.__name__ for allowed in CLASSES)
@@ -73,6 +77,8 @@ def convert(llama: PreTrainedModel, num_latents: int, chunk_size: int) -> Latent
     window = getattr(llama.config, "sliding_window", None)
     if window is not None and window < 2 * chunk_size:
         raise ValueError(f"`chunk_size` is {chunk_size} but must be at most half of the model's window of {window}.")
+    if latent_every < 1:
+        raise ValueError(f"`latent_every` is {latent_every} but must be at least 1, for latents in every layer.")
     weights = renamed(llama.state_dict())
     config = LatentAttentionConfig(
         **{name: getattr(llama.config, name) for name in SHARED_FIELDS},
@@ -82,14 +88,17 @@ def convert(llama: PreTrainedModel, num_latents: int, chunk_size: int) -> Latent
         norm_eps=llama.config.rms_norm_eps,
         num_latents=num_latents,
         chunk_size=chunk_size,
+        num_sink_tokens=num_sink_tokens,
+        layer_pattern=["local"] * (latent_every - 1) + ["both"],
         mlp_conv_kernel_size=0,
     )
     model = LatentAttentionForCausalLM(config).to(llama.dtype)
     homeless = model.load_state_dict(weights, strict=False).unexpected_keys
     if homeless:
         raise ValueError(f"The model has weights that have no place in latent attention: {', '.join(homeless)}.")
-    for layer in model.model.layers:
-        torch.nn.init.zeros_(layer.latent_attention.latent_to_input.o_proj.weight)
+    for name, weight in model.named_parameters():
+        if name.endswith("latent_to_input.o_proj.weight"):
+            torch.nn.init.zeros_(weight)
     model.generation_config = llama.generation_config
     return model
 
@@ -102,14 +111,18 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="the trained model, with its tokenizer: a folder, or an id of the Hub")
     parser.add_argument("--output_dir", required=True, help="folder for the converted model and the tokenizer")
-    parser.add_argument("--num_latents", type=int, default=64, help="latents per layer, 64 if not given")
+    parser.add_argument("--num_latents", type=int, default=64, help="latents of a layer, 64 if not given")
     parser.add_argument("--chunk_size", type=int, default=256, help="tokens per chunk, 256 if not given")
+    parser.add_argument(
+        "--num_sink_tokens", type=int, default=4, help="first tokens that stay visible, 4 if not given"
+    )
+    parser.add_argument("--latent_every", type=int, default=2, help="N: latents in every N-th layer, 2 if not given")
     args = parser.parse_args(argv)
     set_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(args.model)  # before anything is written, in case there is none
     # In float32, whatever its weights are stored in: what is converted has to be trained.
     llama = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
-    model = convert(llama, args.num_latents, args.chunk_size)
+    model = convert(llama, args.num_latents, args.chunk_size, args.num_sink_tokens, args.latent_every)
     model.save_pretrained(args.output_dir)
     tokenizer.save_pretrained(args.output_dir)
     memory = sum(weight.numel() for name, weight in model.named_parameters() if "latent_attention" in name)

@@ -18,7 +18,7 @@ A token reads the latents (retrieval), which have read each other (refinement) a
 attention rollout (Abnar & Zuidema 2020, arXiv:2005.00928). Heads are averaged in every step, as its output projection
 mixes them. Weights are not values: the product says where a token looks, not what it finds there.
 
-Symbols: H heads, T tokens, M latents, C tokens per chunk, N chunks.
+Symbols: H heads, T tokens, M latents, C tokens per chunk, N chunks, S sinks.
 """
 
 import torch
@@ -50,23 +50,26 @@ def influence_through_latents(
     )
 
 
-def spread_window(local: torch.Tensor, chunk_size: int) -> torch.Tensor:
+def spread_window(local: torch.Tensor, chunk_size: int, num_sinks: int) -> torch.Tensor:
     """
     The map of local attention over all tokens instead of over each token's window.
 
     Args:
-        local: `(H, T, 2C)`, or `(H, T, 3C)` of a bidirectional model. A window starts at the chunk before its token's.
+        local: `(H, T, S + 2C)`, or `(H, T, 3C)` of a bidirectional model. Sinks come first, and are the first tokens
+            of the text; then the window starts, at the chunk before its token's.
         chunk_size: tokens per chunk C.
+        num_sinks: sinks S.
 
     Returns:
         `(T, T)`, averaged over heads.
     """
-    weights = local.mean(0)  # (T, 2C)
+    sinks, weights = local.mean(0).split([num_sinks, local.shape[-1] - num_sinks], dim=1)  # (T, S), (T, 2C)
     length, window = weights.shape
     order = torch.arange(length, device=weights.device)
     # One chunk of room in front, where the first window starts, and windows beyond the last token behind.
     slots = order[:, None] // chunk_size * chunk_size + torch.arange(window, device=weights.device)  # (T, 2C)
     spread = weights.new_zeros(length, length + window).scatter(1, slots, weights)
+    spread[:, chunk_size : chunk_size + num_sinks] += sinks
     return spread[:, chunk_size : chunk_size + length]
 
 

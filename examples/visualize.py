@@ -74,12 +74,13 @@ def layer_maps(model: PreTrainedModel, input_ids: torch.Tensor, layer: int) -> L
     retrieval = outputs.attentions[layer][0]  # (H, T, M)
     compression = outputs.compression_attentions[layer][0]  # (N, H, M, T)
     refinement = outputs.refinement_attentions[layer][0]  # (N, H, M, M)
-    size, local = model.config.chunk_size, outputs.local_attentions
+    local = None if outputs.local_attentions is None else outputs.local_attentions[layer]  # (1, H, T, S + 2C)
+    size, sinks = model.config.chunk_size, model.config.num_sink_tokens
     return LayerMaps(
         compression.mean(1),
         retrieval.mean(0),
         influence_through_latents(retrieval, refinement, compression, size),
-        None if local is None else spread_window(local[layer][0], size),
+        None if local is None else spread_window(local[0], size, sinks),
     )
 
 
@@ -124,17 +125,28 @@ def load_model(checkpoint: str, layer: int) -> PreTrainedModel:
             f"`chunk_size` of {checkpoint} is {model.config.chunk_size} but must be less than {MAX_TOKENS:,}, the "
             "tokens that a page holds: the latents would have read none of them."
         )
-    layers = model.config.num_hidden_layers
-    if not 0 <= layer < layers:
-        raise ValueError(f"--layer is {layer} but must be from 0 to {layers - 1}: the model has {layers} layers.")
+    check_layer(layer, model.config.layer_kinds)
     return model.eval()
+
+
+def check_layer(layer: int, kinds: list[str]) -> None:
+    if not 0 <= layer < len(kinds):
+        raise ValueError(
+            f"--layer is {layer} but must be from 0 to {len(kinds) - 1}: the model has {len(kinds)} layers."
+        )
+    if kinds[layer] == "local":
+        with_latents = ", ".join(str(index) for index, kind in enumerate(kinds) if kind != "local")
+        raise ValueError(
+            f'--layer is {layer}, which is of the kind "local", but must be a layer with latents: '
+            f"{with_latents or 'this model has none'}."
+        )
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="folder or Hub id of a causal latent attention model with its tokenizer")
     parser.add_argument("--text", type=Path, required=True, help=f"UTF-8 file; its first {MAX_TOKENS:,} tokens count")
-    parser.add_argument("--layer", type=int, required=True, help="layer to look into, counted from 0")
+    parser.add_argument("--layer", type=int, required=True, help="layer with latents to look into, counted from 0")
     parser.add_argument("--output_dir", type=Path, default=Path("out/attention"), help="default: %(default)s")
     args = parser.parse_args(argv)
     model = load_model(args.checkpoint, args.layer)

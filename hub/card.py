@@ -32,8 +32,8 @@ DEFAULT_LICENSE = "apache-2.0"
 CARD_TEMPLATE = Path(__file__).with_name("card_template.md")
 CARD_FIELDS = (
     *("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"),
-    *("head_dim", "num_latents", "chunk_size", "conv_kernel_size", "local_attention", "mlp_conv_kernel_size"),
-    *("norm_type", "vocab_size"),
+    *("head_dim", "layer_pattern", "num_latents", "chunk_size", "num_sink_tokens", "max_chunk_repeats"),
+    *("conv_kernel_size", "mlp_conv_kernel_size", "norm_type", "vocab_size"),
 )
 CARD_CONTEXTS = (4_096, 32_768, 131_072)
 TRAINING_FACTS = {
@@ -99,6 +99,8 @@ def card_facts(args: argparse.Namespace, checkpoint: Checkpoint, model: torch.nn
         "base": checkpoint.base if checkpoint.is_adapter else None,
         "load_line": load_line(args.repo_id, "COMMIT_HASH", checkpoint),
         "configuration": {name: getattr(config, name) for name in CARD_FIELDS},
+        "has_windows": config.has_windows,
+        "latents_are_in": latents_are_in(config.layer_kinds),
         "parameters": model.num_parameters(),
         "dtype": str(dtype).removeprefix("torch."),
         "cache": [(tokens, config.state_bytes(1, dtype), llama_token * tokens) for tokens in CARD_CONTEXTS],
@@ -107,6 +109,14 @@ def card_facts(args: argparse.Namespace, checkpoint: Checkpoint, model: torch.nn
         "verified": not args.skip_verify,
         "versions": {"Python": platform.python_version(), **{name: m.__version__ for name, m in versions.items()}},
     }
+
+
+def latents_are_in(kinds: list[str]) -> str | None:
+    """In which layers, in words; `None` where none has latents."""
+    layers = [index for index, kind in enumerate(kinds) if kind != "local"]
+    if len(layers) == len(kinds):
+        return "every layer"
+    return f"layers {', '.join(map(str, layers))} (counted from 0)" if layers else None
 
 
 def load_line(repo_id: str, revision: str, checkpoint: Checkpoint) -> str:

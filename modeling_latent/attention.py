@@ -47,11 +47,11 @@ def apply_linear(linear: nn.Module, states: torch.Tensor) -> torch.Tensor:
 
 def branch_size(config: LatentAttentionConfig) -> float:
     """
-    Of what a branch, such as an attention or an MLP, adds to the token stream. All branches together start about as
-    large as the embeddings: larger ones drown the token that they are added to (Takase et al. 2023, arXiv:2312.16903).
+    Of what a branch, such as an attention or an MLP, adds to the token stream. There are up to three in a layer, and
+    all of them together start about as large as the embeddings: larger ones drown the token that they are added to
+    (Takase et al. 2023, arXiv:2312.16903).
     """
-    branches = sum(3 if kind == "both" else 2 for kind in config.layer_kinds)
-    return config.initializer_range / branches**0.5
+    return config.initializer_range / (3 * config.num_hidden_layers) ** 0.5
 
 
 def eager_attention_forward(

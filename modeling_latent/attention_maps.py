@@ -109,8 +109,8 @@ def keys_to_tokens(weights: torch.Tensor, layout: GridLayout) -> torch.Tensor:
 
 def compression_to_tokens(read, layer, layout: GridLayout) -> torch.Tensor:
     """
-    `(B, N, H, M, T)` from what a `layer` recorded: its grid, or of a bidirectional model the weights of its one reading
-    `(R, H, M, N C)`, for which N is 1.
+    `(B, N, H, M, T)` from what a `layer` recorded: its grid, or of a bidirectional model, for which N is 1, the
+    weights of its one reading, `(R, H, M, N C)`.
     """
     if isinstance(read, torch.Tensor):
         return keys_to_tokens(read.unflatten(-1, layout.grid_shape[1:])[:, None], layout)
@@ -122,22 +122,32 @@ def refinement_by_chunk(weights: torch.Tensor) -> torch.Tensor:
     return weights.view(weights.shape[0], -1, *weights.shape[-3:])
 
 
-def maps_in_token_order(outputs: LatentAttentionModelOutput, layout: GridLayout | StepLayout, layers) -> None:
-    """What the layers recorded in slots, in place. Fused attention has no weights: then there are no maps at all."""
-    read, refined, local = outputs.compression_attentions, outputs.refinement_attentions, outputs.local_attentions
-    outputs.compression_attentions = outputs.refinement_attentions = outputs.local_attentions = None
-    if not outputs.attentions and not local:
-        return
+def maps_in_token_order(outputs: LatentAttentionModelOutput, layout: GridLayout | StepLayout, layers) -> dict:
+    """The maps by their names, from what the layers recorded. Fused attention has no weights, so there are no maps."""
+    if not outputs.attentions and not outputs.local_attentions:
+        return {"attentions": outputs.attentions}
     with_latents = [None if layer.kind == "local" else layer for layer in layers]
     with_window = [None if layer.kind == "latent" else layer for layer in layers]
-    outputs.attentions = by_layer(with_latents, outputs.attentions, lambda weights, _: queries_to_tokens(weights, layout))
-    outputs.local_attentions = by_layer(with_window, local, lambda weights, _: queries_to_tokens(weights, layout))
+    maps = {
+        "attentions": by_layer(
+            with_latents, outputs.attentions, lambda weights, _: queries_to_tokens(weights, layout)
+        ),
+        "local_attentions": by_layer(
+            with_window, outputs.local_attentions, lambda weights, _: queries_to_tokens(weights, layout)
+        ),
+    }
     if isinstance(layout, StepLayout):
-        return
-    outputs.refinement_attentions = by_layer(with_latents, refined, lambda weights, _: refinement_by_chunk(weights))
-    outputs.compression_attentions = by_layer(
-        with_latents, read, lambda grid, layer: compression_to_tokens(grid, layer, layout)
-    )
+        return maps
+    return maps | {
+        "refinement_attentions": by_layer(
+            with_latents, outputs.refinement_attentions, lambda weights, _: refinement_by_chunk(weights)
+        ),
+        "compression_attentions": by_layer(
+            with_latents,
+            outputs.compression_attentions,
+            lambda read, layer: compression_to_tokens(read, layer, layout),
+        ),
+    }
 
 
 def by_layer(layers: list, recorded: tuple, make_map) -> tuple | None:

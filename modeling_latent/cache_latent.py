@@ -20,7 +20,7 @@ from transformers.cache_utils import STATIC_LAYER_TYPE_MAPPING, CacheLayerMixin,
 
 from .chunk_layout import GridLayout, StepLayout
 from .configuration_latent import LatentAttentionConfig
-from .layer_state import KeysValues, LayerGrid, LayerState, MemoryGrid, MemoryState, map_state
+from .layer_state import KeysValues, LayerGrid, LayerState, MemoryGrid, MemoryState, map_tensors
 
 
 # Tokens before a `crop` that the next one can undo: assistants with a tokenizer of their own go back further than they
@@ -145,6 +145,7 @@ class LatentAttentionCacheLayer(CacheLayerMixin):
         while sum(past.tokens for past in self.history[1:]) >= CROP_AGAIN:
             self.history.pop(0)
         self.is_initialized = self.state is not None
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.length + query_length, 0
 
@@ -160,7 +161,7 @@ class LatentAttentionCacheLayer(CacheLayerMixin):
 
     def _apply(self, change) -> None:
         if self.state is not None:
-            self.state = map_state(change, self.state)
+            self.state = map_tensors(change, self.state)
             self.history = []
             self.rearranged += 1
             self.batch_size = self.state.tokens_seen.shape[0]
@@ -190,13 +191,13 @@ class StaticLatentAttentionCacheLayer(LatentAttentionCacheLayer):
 
     def store(self, state: LayerState, tokens: int) -> None:
         if self.state is None:
-            self.state = map_state(torch.clone, state)
+            self.state = map_tensors(torch.clone, state)
             self.length = self.length.to(self.device)
             if not torch.compiler.is_compiling():
-                map_state(torch._dynamo.mark_static_address, self.state)
+                map_tensors(torch._dynamo.mark_static_address, self.state)
                 torch._dynamo.mark_static_address(self.length)
         else:
-            map_state(torch.Tensor.copy_, self.state, state)
+            map_tensors(torch.Tensor.copy_, self.state, state)
         self.length.add_(tokens)
 
     def activate_past_recording(self) -> None:

@@ -17,9 +17,9 @@ Left padding, right padding, holes in the mask, a continued prompt whose rows st
 and packed documents are all a gather into slots before the first layer and a gather back after the last.
 
 There are two layouts. A *grid* of whole chunks is for training and prefill: between the two gathers hidden states are
-`(R, N, C, D)`, R rows of N chunks of C slots. (In a bidirectional model a row of the grid is one document, so that each
-has latents of its own.) A *step* of decoding adds one token to each sequence, to the slot that it has reached: its
-hidden states stay `(B, 1, D)`.
+`(R, N, C, D)`, R rows of N chunks of C slots. (In a bidirectional model a row of the grid is one document, so that
+each has latents of its own.) A *step* of decoding adds one token to each sequence, in the slot that it has reached:
+its hidden states stay `(B, 1, D)`.
 """
 
 from typing import NamedTuple
@@ -182,9 +182,7 @@ def bidirectional_layout(
     slot = row * chunks * chunk_size + place.clamp(min=0)  # already counted over all rows
     grid_shape = (rows, chunks, chunk_size)
     chunk_index = torch.arange(chunks, device=device)[None]  # (1, N)
-    return GridLayout(
-        batch_shape, grid_shape, chunk_index, **_gather_indices(slot, valid, grid_shape, per_row=False)
-    )
+    return GridLayout(batch_shape, grid_shape, chunk_index, **_gather_indices(slot, valid, grid_shape, per_row=False))
 
 
 def step_layout(tokens_seen: torch.Tensor, chunk_size: int, new_chunk_rows: torch.Tensor | None = None) -> StepLayout:

@@ -274,7 +274,8 @@ class LatentAttentionConfig(PreTrainedConfig):
         window = (self.num_sink_tokens + 2 * self.chunk_size) * token
         statistics = self.num_attention_heads * self.num_latents * (1 + self.head_dim) * statistics_size
         conv, mlp_conv = (
-            max(kernel - 1, 0) * self.hidden_size * size for kernel in (self.conv_kernel_size, self.mlp_conv_kernel_size)
+            max(kernel - 1, 0) * self.hidden_size * size
+            for kernel in (self.conv_kernel_size, self.mlp_conv_kernel_size)
         )
         memory = (self.chunk_size + self.num_latents) * token + statistics + conv
         parts = {"local": window, "latent": memory, "both": window + memory}

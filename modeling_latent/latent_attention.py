@@ -22,7 +22,7 @@ from transformers import initialization as init
 from .attention import MultiHeadAttention, apply_linear, attention_mask_of, branch_size, make_norm
 from .chunk_layout import GridLayout, StepLayout, bidirectional_layout, grid_layout
 from .configuration_latent import LatentAttentionConfig
-from .layer_state import KeysValues, MemoryGrid, MemoryState, update_rows
+from .layer_state import KeysValues, MemoryGrid, MemoryState, map_tensors, update_rows
 from .model_inputs import check_attention_mask, check_tokens
 from .prefix_statistics import (
     Statistics,
@@ -42,7 +42,7 @@ def init_weights(config: LatentAttentionConfig, module: nn.Module) -> None:
 
     latents                                          normal, std 1: a norm after tiny vectors blows up gradients
     embeddings, lm_head, heads of tasks              normal, std initializer_range
-    local o_proj, latent_to_input.o_proj, down_proj  normal, std initializer_range / sqrt(branches fan_in), not zero
+    local o_proj, latent_to_input.o_proj, down_proj  normal, std initializer_range / sqrt(3 layers fan_in), not zero
     latent_self.o_proj                               normal, std 0.1 / sqrt(fan_in): latents stay distinct
     other linear layers                              normal, std 1 / sqrt(fan_in): variance is kept
     token_conv of the memory                         normal, std 1: each token before weighs as much as the token
@@ -132,8 +132,8 @@ class ChunkedLatentAttention(nn.Module):
             shape = (rows, num_heads, self.config.num_latents)
             first = empty_statistics(shape, self.config.head_dim, chunks.keys.dtype, chunks.keys.device)
         if count > 1:
-            complete = self.statistics(*(tensor[:, :-1].flatten(0, 1) for tensor in chunks))
-            complete = Statistics(*(tensor.unflatten(0, (rows, -1)) for tensor in complete))
+            complete = self.statistics(*map_tensors(lambda tensor: tensor[:, :-1].flatten(0, 1), chunks))
+            complete = map_tensors(lambda tensor: tensor.unflatten(0, (rows, -1)), complete)
             if self.training and self.config.max_chunk_repeats > 1:
                 complete = repeated_at_random(complete, self.config.max_chunk_repeats)
             return exclusive_prefix(complete, first, layout.sequence_ids)
@@ -196,7 +196,7 @@ class ChunkedLatentAttention(nn.Module):
     def read_step(
         self, tokens: torch.Tensor, layout: StepLayout, cached: MemoryState
     ) -> tuple[torch.Tensor, MemoryState]:
-        """One token `(B, 1, D)` of each row reads the latents. They don't see it yet: it joins the chunk in progress."""
+        """One token `(B, 1, D)` of each row reads the latents, which see it once its chunk is complete."""
         cached = update_rows(cached, layout, self.take_in_chunk)
         inputs, conv_inputs = convolve(self.token_conv, tokens, layout, cached.conv_inputs)
         new = KeysValues(*self.input_to_latent.keys_values(inputs))  # (B, Hkv, 1, d)
@@ -206,11 +206,11 @@ class ChunkedLatentAttention(nn.Module):
     def take_in_chunk(self, state: MemoryState, chunk_index: torch.Tensor) -> MemoryState:
         """Decoding goes on to a new chunk: compress the complete one, and refine. Once every C tokens."""
         statistics = merge(state.statistics, self.statistics(*state.chunk))
-        empty = KeysValues(*map(torch.zeros_like, state.chunk))
+        empty = map_tensors(torch.zeros_like, state.chunk)
         return MemoryState(empty, statistics, self.refine(self.compressed(statistics.out)), state.conv_inputs)
 
     def read_both_ways(self, tokens: torch.Tensor, layout: GridLayout) -> torch.Tensor:
-        """Bidirectional: what tokens `(R, N, C, D)` read from their row's one set of latents, which has seen them all."""
+        """Bidirectional: what tokens `(R, N, C, D)` read from latents that have seen all tokens of their row."""
         rows = tokens.shape[0]
         inputs, _ = convolve(self.token_conv, tokens, layout, None)
         keys, values = self.input_to_latent.keys_values(inputs.flatten(1, 2))  # (R, Hkv, N C, d)

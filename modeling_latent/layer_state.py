@@ -29,6 +29,19 @@ from .prefix_statistics import Statistics
 from .token_conv import last_inputs
 
 
+def map_tensors(change, parts, *others):
+    """
+    `parts` with `change` of every tensor and of those at its place in `others`. Parts that a layer does not have stay
+    `None`. Not by `tree_map`, to which the states of two copies of this code, as two checkpoints bring them, are not
+    alike.
+    """
+    if parts is None:
+        return None
+    if isinstance(parts, torch.Tensor):
+        return change(parts, *others)
+    return type(parts)(*(map_tensors(change, *part) for part in zip(parts, *others, strict=True)))
+
+
 class KeysValues(NamedTuple):
     """Keys and values of one attention, `(..., Hkv, S, d)` each, S tokens, slots or latents."""
 
@@ -36,27 +49,22 @@ class KeysValues(NamedTuple):
     values: torch.Tensor
 
     def slots(self, start: int, stop: int) -> "KeysValues":
-        return KeysValues(*(tensor[..., start:stop, :] for tensor in self))
+        return map_tensors(lambda tensor: tensor[..., start:stop, :], self)
 
     def write(self, slot: torch.Tensor, new: "KeysValues") -> "KeysValues":
         """`(B, Hkv, S, d)` with `new` `(B, Hkv, 1, d)` at each row's `slot` `(B,)`, in new tensors."""
         index = slot[:, None, None, None]
-        return KeysValues(
-            *(old.scatter(2, index.expand_as(one), one.to(old.dtype)) for old, one in zip(self, new, strict=True))
-        )
+        return map_tensors(lambda old, one: old.scatter(2, index.expand_as(one), one.to(old.dtype)), self, new)
 
     def with_cached(self, cached: "KeysValues", filled: torch.Tensor) -> "KeysValues":
         """Chunks `(R, N, Hkv, C, d)`, the first one's `filled` `(R,)` slots from `cached` `(R, Hkv, C, d)`."""
         here = (torch.arange(self.keys.shape[3], device=filled.device) < filled[:, None])[:, None, :, None]
-        firsts = [torch.where(here, old, new[:, 0]) for old, new in zip(cached, self, strict=True)]
-        return KeysValues(*(torch.cat([one[:, None], new[:, 1:]], 1) for one, new in zip(firsts, self, strict=True)))
+        first = map_tensors(lambda new, old: torch.where(here, old, new[:, 0]), self, cached)
+        return map_tensors(lambda new, one: torch.cat([one[:, None], new[:, 1:]], dim=1), self, first)
 
-    def pick(self, chunk: torch.Tensor, kept: torch.Tensor | None = None) -> "KeysValues":
+    def pick(self, chunk: torch.Tensor, kept: torch.Tensor) -> "KeysValues":
         """Of a grid `(R, N, Hkv, S, d)` each row's `chunk` `(R,)`, zeros in slots that are not `kept` `(R, S)`."""
-        picked = (pick_chunk(tensor, chunk) for tensor in self)
-        if kept is None:
-            return KeysValues(*picked)
-        return KeysValues(*(tensor * kept[:, None, :, None].to(tensor.dtype) for tensor in picked))
+        return map_tensors(lambda grid: pick_chunk(grid, chunk) * kept[:, None, :, None].to(grid.dtype), self)
 
 
 class MemoryState(NamedTuple):
@@ -91,8 +99,8 @@ class MemoryGrid(NamedTuple):
         chunk, in_progress = chunk_of(progress, chunk_size)
         return MemoryState(
             self.chunks.pick(chunk, in_progress),
-            Statistics(*(pick_chunk(tensor, chunk) for tensor in self.statistics)),
-            self.readout.pick(chunk),
+            map_tensors(lambda grid: pick_chunk(grid, chunk), self.statistics),
+            map_tensors(lambda grid: pick_chunk(grid, chunk), self.readout),
             last_inputs(self.conv_inputs, self.chunks.keys.shape[1] * chunk_size, progress),
         )
 
@@ -141,27 +149,15 @@ def pick_chunk(grid: torch.Tensor, chunk: torch.Tensor) -> torch.Tensor:
     return grid[torch.arange(chunk.shape[0], device=chunk.device), chunk]
 
 
-def map_state(change, state, *others):
-    """
-    `change` of every tensor and those at its place in `others`. Parts that a layer does not have stay `None`. Not by
-    `tree_map`, to which the states of two copies of this code, as two checkpoints bring them, are not alike.
-    """
-    if state is None:
-        return None
-    if isinstance(state, torch.Tensor):
-        return change(state, *others)
-    return type(state)(*(map_state(change, *parts) for parts in zip(state, *others, strict=True)))
-
-
 def update_rows(state, layout: StepLayout, update):
-    """`state` after `update` in the rows that enter a new chunk; `update` sees only those, and their chunk's number."""
+    """`state` after `update` in the rows that enter a new chunk, which are all that `update` sees, and its number."""
     if layout.new_chunk_rows.shape[0] == 0:
         return state
     rows, enters = layout.new_chunk_rows, layout.enters_chunk
-    old = map_state(lambda tensor: tensor[rows], state)
+    old = map_tensors(lambda tensor: tensor[rows], state)
 
     def write(whole, before, after):
         chosen = torch.where(enters.view(-1, *(1,) * (after.ndim - 1)), after, before)
         return whole.index_copy(0, rows, chosen.to(whole.dtype))
 
-    return map_state(write, state, old, update(old, layout.chunk_index[rows]))
+    return map_tensors(write, state, old, update(old, layout.chunk_index[rows]))

@@ -17,12 +17,11 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from .attention import MultiHeadAttention, attention_mask_of, branch_size
 from .chunk_layout import GridLayout, StepLayout
 from .configuration_latent import LatentAttentionConfig
-from .layer_state import KeysValues, update_rows
+from .layer_state import KeysValues, map_tensors, update_rows
 
 
 def rotary_frequencies(config: LatentAttentionConfig, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
@@ -110,8 +109,8 @@ def visible_in_window(
 ) -> torch.Tensor:
     """
     `(X, N, Q, S + 2C)`, for queries in the slots `(X or 1, 1, Q)` of chunks with these numbers `(X, N)`: the chunk
-    before if there is one, the own chunk up to the query, and from the third chunk on the sinks, which the window holds
-    until then.
+    before if there is one, the own chunk up to the query, and from the third chunk on the sinks, which until then are
+    in the window.
     """
     order = torch.arange(config.chunk_size, device=chunk_index.device)
     shape = (*chunk_index.shape, query_slots.shape[-1])
@@ -184,7 +183,7 @@ class LocalAttention(MultiHeadAttention):
         def move_on(window: KeysValues, chunk_index: torch.Tensor) -> KeysValues:
             kept = self.sinks_of(window, chunk_index - 1, rotation)  # by the number of the chunk that is left
             before = seen_from_next(window.slots(sinks + size, sinks + 2 * size), rotation)
-            return join([kept, before, KeysValues(*map(torch.zeros_like, before))])
+            return join([kept, before, map_tensors(torch.zeros_like, before)])
 
         return update_rows(cached, layout, move_on).write(layout.slot + sinks + size, new)
 
@@ -193,7 +192,7 @@ class LocalAttention(MultiHeadAttention):
     ) -> KeysValues:
         """Keys and values of each chunk's window, from those of the own chunks, whose keys come rotated by slot."""
         size, sinks = self.config.chunk_size, self.config.num_sink_tokens
-        first = KeysValues(*(torch.zeros_like(tensor[:, 0]) for tensor in own))
+        first = map_tensors(lambda tensor: torch.zeros_like(tensor[:, 0]), own)
         if cached is not None:
             own = own.with_cached(cached.slots(sinks + size, sinks + 2 * size), layout.filled)
             first = cached.slots(sinks, sinks + size)
@@ -207,19 +206,18 @@ class LocalAttention(MultiHeadAttention):
     ) -> KeysValues:
         """For each chunk the first tokens of its sequence, as sinks, `(R, N, Hkv, S, d)`; not masked yet."""
         rows, chunks, _ = layout.grid_shape
-        starts = seen_from_next(own.slots(0, self.config.num_sink_tokens), rotation)
-        sinks = KeysValues(rotate_back(starts.keys, rotation.to_sink), starts.values)  # every chunk's first tokens
+        sinks = self.as_sinks(seen_from_next(own.slots(0, self.config.num_sink_tokens), rotation), rotation)
         if layout.sequence_ids is not None:
-            order = torch.arange(chunks, device=layout.chunk_index.device)
-            row = torch.arange(rows, device=order.device)[:, None]
-            return KeysValues(*(tensor[row, order - layout.chunk_index] for tensor in sinks))
-        first = KeysValues(*(tensor[:, 0] for tensor in sinks))
+            row = torch.arange(rows, device=layout.chunk_index.device)[:, None]
+            first_chunk = torch.arange(chunks, device=row.device) - layout.chunk_index  # (R, N), of each sequence
+            return map_tensors(lambda tensor: tensor[row, first_chunk], sinks)
+        sinks = map_tensors(lambda tensor: tensor[:, 0], sinks)
         if cached is not None:
-            index = layout.chunk_index[:, :1]
-            kept = self.sinks_of(cached, index, rotation)
+            index = layout.chunk_index[:, :1]  # (R, 1)
             in_cache = (index > 0)[:, :, None, None]
-            first = KeysValues(*(torch.where(in_cache, old, new) for old, new in zip(kept, first, strict=True)))
-        return KeysValues(*(tensor[:, None].expand(-1, chunks, -1, -1, -1) for tensor in first))
+            kept = self.sinks_of(cached, index, rotation)
+            sinks = map_tensors(lambda new, old: torch.where(in_cache, old, new), sinks, kept)
+        return map_tensors(lambda tensor: tensor[:, None].expand(-1, chunks, -1, -1, -1), sinks)
 
     def sinks_of(self, window: KeysValues, chunk_index: torch.Tensor, rotation: WindowRotation) -> KeysValues:
         """
@@ -227,20 +225,20 @@ class LocalAttention(MultiHeadAttention):
         those that it has; in chunk 1 the first tokens of the chunk before, which the window is about to lose.
         """
         sinks = self.config.num_sink_tokens
-        starts = window.slots(sinks, 2 * sinks)
-        fresh = KeysValues(rotate_back(starts.keys, rotation.to_sink), starts.values)
+        fresh = self.as_sinks(window.slots(sinks, 2 * sinks), rotation)
         has_sinks = (chunk_index >= 2)[:, :, None, None]
-        return KeysValues(
-            *(torch.where(has_sinks, old, new) for old, new in zip(window.slots(0, sinks), fresh, strict=True))
-        )
+        return map_tensors(lambda old, new: torch.where(has_sinks, old, new), window.slots(0, sinks), fresh)
+
+    def as_sinks(self, before: KeysValues, rotation: WindowRotation) -> KeysValues:
+        """The first slots of the chunk before, as they look from where they stand once they are sinks."""
+        return KeysValues(rotate_back(before.keys, rotation.to_sink), before.values)
 
     def windows_both_ways(self, own: KeysValues, rotation: WindowRotation) -> KeysValues:
         """Of a bidirectional model, `(R, N, Hkv, 3C, d)`."""
-        nothing = KeysValues(*(torch.zeros_like(tensor[:, :1]) for tensor in own))
-        before = shifted(KeysValues(*(tensor[:, 0] for tensor in nothing)), seen_from_next(own, rotation))
+        nothing = map_tensors(lambda tensor: torch.zeros_like(tensor[:, 0]), own)
         later = KeysValues(rotate(own.keys, rotation.chunk), own.values)
-        after = KeysValues(*(torch.cat([a[:, 1:], b], dim=1) for a, b in zip(later, nothing, strict=True)))
-        return join([before, own, after])
+        after = map_tensors(lambda chunks, end: torch.cat([chunks[:, 1:], end[:, None]], dim=1), later, nothing)
+        return join([shifted(nothing, seen_from_next(own, rotation)), own, after])
 
 
 def seen_from_next(own: KeysValues, rotation: WindowRotation) -> KeysValues:
@@ -250,9 +248,9 @@ def seen_from_next(own: KeysValues, rotation: WindowRotation) -> KeysValues:
 
 def shifted(first: KeysValues, chunks: KeysValues) -> KeysValues:
     """`(R, N, Hkv, C, d)`, one chunk later: `first` `(R, Hkv, C, d)`, then all `chunks` but the last."""
-    return KeysValues(*(torch.cat([a[:, None], b[:, :-1]], dim=1) for a, b in zip(first, chunks, strict=True)))
+    return map_tensors(lambda start, rest: torch.cat([start[:, None], rest[:, :-1]], dim=1), first, chunks)
 
 
 def join(parts: list[KeysValues]) -> KeysValues:
     """One after another along the slots."""
-    return KeysValues(*(torch.cat(tensors, dim=-2) for tensors in zip(*parts, strict=True)))
+    return map_tensors(lambda *tensors: torch.cat(tensors, dim=-2), *parts)

@@ -278,7 +278,9 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
         return grid_layout(batch_shape, size, device, valid, starts, tokens_seen, with_cache, sequences)
 
     @capture_outputs
-    def run_layers(self, layout: GridLayout | StepLayout, inputs_embeds, cache, **kwargs) -> LatentAttentionModelOutput:
+    def run_layers(
+        self, layout: GridLayout | StepLayout, inputs_embeds, cache, **kwargs
+    ) -> LatentAttentionModelOutput:
         """All blocks in the chunk layout. Recorded hidden states and attentions are in it, too."""
         position_embeddings = attention_mask = None
         if self.config.has_windows:
@@ -296,18 +298,22 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
             )
         return LatentAttentionModelOutput(last_hidden_state=self.norm(hidden_states), **{CACHE_NAME: cache})
 
-    def in_token_order(self, outputs, layout: GridLayout | StepLayout, inputs_embeds) -> LatentAttentionModelOutput:
+    def in_token_order(
+        self, outputs: LatentAttentionModelOutput, layout: GridLayout | StepLayout, inputs_embeds: torch.Tensor
+    ) -> LatentAttentionModelOutput:
         """Everything that `run_layers` recorded, back from slots to tokens."""
-        outputs.last_hidden_state = layout.to_tokens(outputs.last_hidden_state)
-        if outputs.hidden_states is not None:
+        last_hidden_state, states, maps = layout.to_tokens(outputs.last_hidden_state), outputs.hidden_states, {}
+        if states is not None:
             # Layers that were not asked for are None. First and last are the tensors that the caller has anyway.
-            states = [None if states is None else layout.to_tokens(states) for states in outputs.hidden_states]
+            states = [None if state is None else layout.to_tokens(state) for state in states]
             states[0] = None if states[0] is None else inputs_embeds
-            states[-1] = None if states[-1] is None else outputs.last_hidden_state
-            outputs.hidden_states = tuple(states)
+            states[-1] = None if states[-1] is None else last_hidden_state
+            states = tuple(states)
         if outputs.attentions is not None:
-            maps_in_token_order(outputs, layout, self.layers[: self.config.num_hidden_layers])
-        return outputs
+            maps = maps_in_token_order(outputs, layout, self.layers[: self.config.num_hidden_layers])
+        return LatentAttentionModelOutput(
+            last_hidden_state=last_hidden_state, hidden_states=states, **{CACHE_NAME: cache_of(outputs)}, **maps
+        )
 
 
 class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, GenerationMixin):

@@ -94,10 +94,11 @@ def merge(a: Statistics, b: Statistics) -> Statistics:
 
 def repeated_at_random(chunks: Statistics, most: float) -> Statistics:
     """
-    Chunks `(R, N, H, M)` as if the text had each of them several times, from once to `most` times, drawn log-uniformly.
+    `chunks`, `(R, N, H, M)` and `(R, N, H, M, d)`, as if the text had each of them from once to `most` times, drawn
+    log-uniformly.
 
-    To say the same thing r times adds log r to `lse` and leaves `out` as it is. So a chunk that matters has to outweigh
-    others that weigh up to `most` times as much as they do here: as many as only a text far longer than this one has.
+    To say the same thing r times adds log r to `lse` and leaves `out` as it is. So a chunk that matters has to
+    outweigh others that weigh up to `most` times as much as they do here, as they do together in a far longer text.
     """
     draws = torch.rand(chunks.lse.shape[:2], dtype=chunks.lse.dtype, device=chunks.lse.device)  # (R, N)
     return chunks._replace(lse=chunks.lse + math.log(most) * draws[..., None, None])

@@ -28,7 +28,7 @@ from modeling_latent import LatentAttentionForMaskedLM, LatentAttentionModel, at
 from modeling_latent.cache_name import CACHE_NAME, cache_of
 
 
-C, M, H = 4, 3, 4
+C, M, H, S = 4, 3, 4, 2
 MAPS = ("attentions", "compression_attentions", "refinement_attentions", "local_attentions")
 
 
@@ -49,12 +49,13 @@ def assert_sums(weights, expected=1.0):
 @pytest.mark.parametrize("length", [3, 4, 5, 11, 12])
 def test_causal_maps_sum_to_one_and_are_zero_where_the_definition_forbids(length):
     chunks = -(-length // C)
-    for layer in zip(*(maps(eager_model(), random_ids(2, length))[name] for name in MAPS), strict=True):
+    outputs = maps(eager_model(layer_pattern=["both"], num_sink_tokens=S), random_ids(2, length))
+    for layer in zip(*(outputs[name] for name in MAPS), strict=True):
         retrieval, compression, refinement, local = layer
         assert retrieval.shape == (2, H, length, M)
         assert compression.shape == (2, chunks, H, M, length)
         assert refinement.shape == (2, chunks, H, M, M)
-        assert local.shape == (2, H, length, 2 * C)
+        assert local.shape == (2, H, length, S + 2 * C)
         for weights in (retrieval, refinement, local):
             assert_sums(weights)
         for n in range(chunks):
@@ -62,15 +63,15 @@ def test_causal_maps_sum_to_one_and_are_zero_where_the_definition_forbids(length
             assert (compression[:, n, ..., n * C :] == 0).all()
             assert (compression[:, n, ..., : n * C] > 0).all()
         for t in range(length):
-            for slot in range(2 * C):
-                position = (t // C - 1) * C + slot
-                allowed = 0 <= position <= t
+            for slot in range(S + 2 * C):
+                position = (t // C - 1) * C + slot - S
+                allowed = t >= 2 * C if slot < S else 0 <= position <= t
                 assert (local[:, :, t, slot] > 0).all() == allowed
                 assert (local[:, :, t, slot] == 0).all() != allowed
 
 
 def test_bidirectional_maps_read_every_token():
-    outputs = maps(eager_model(is_causal=False), random_ids(2, 10))
+    outputs = maps(eager_model(is_causal=False, layer_pattern=["both"]), random_ids(2, 10))
     assert outputs.compression_attentions[0].shape == (2, 1, H, M, 10)
     assert outputs.refinement_attentions[0].shape == (2, 1, H, M, M)
     assert outputs.local_attentions[0].shape == (2, H, 10, 3 * C)
@@ -112,16 +113,17 @@ def test_maps_multiply_back_to_the_layers_output(is_causal):
             torch.testing.assert_close(seen["inputs"][:, n, slots] + added, seen["output"][:, n, slots])
 
 
-def test_local_map_multiplies_back_to_local_attention():
-    model, seen = eager_model(), {}
+@pytest.mark.parametrize("sinks", [0, S])
+def test_local_map_multiplies_back_to_local_attention(sinks):
+    model, seen, chunks = eager_model(num_sink_tokens=sinks), {}, 4
     local = model.layers[0].local_attention
     local.v_proj.register_forward_hook(lambda *call: seen.update(values=call[2]))
     local.register_forward_hook(lambda *call: seen.update(output=call[2][0]))
-    weights = maps(model, random_ids(1, 8)).local_attentions[0]
-    values = seen["values"].unflatten(1, (2, C))  # (B, N, C, Hkv d)
-    windows = torch.cat([torch.zeros_like(values[:, :1]), values], dim=1)  # (B, N + 1, C, Hkv d)
-    for n in range(2):
-        window = windows[:, n : n + 2].flatten(1, 2)
+    weights = maps(model, random_ids(1, chunks * C)).local_attentions[0]
+    values = seen["values"].reshape(1, chunks * C, -1)  # (B, T, Hkv d)
+    behind_nothing = torch.cat([torch.zeros_like(values[:, :C]), values], dim=1)
+    for n in range(chunks):
+        window = torch.cat([values[:, :sinks], behind_nothing[:, n * C : (n + 2) * C]], dim=1)  # (B, S + 2C, Hkv d)
         added = local.o_proj(multiply(weights[:, :, n * C : (n + 1) * C], window, model.config))
         torch.testing.assert_close(added, seen["output"][:, n])
 
@@ -129,7 +131,7 @@ def test_local_map_multiplies_back_to_local_attention():
 @pytest.mark.parametrize("is_causal", [True, False])
 @pytest.mark.parametrize("holes", [[0, 1, 2], [9, 10], [0, 4, 10]], ids=["left", "right", "holes"])
 def test_padding_is_read_by_nothing_and_changes_no_map(is_causal, holes):
-    model, input_ids = eager_model(is_causal=is_causal), random_ids(2, 11)
+    model, input_ids = eager_model(is_causal=is_causal, layer_pattern=["both"]), random_ids(2, 11)
     mask = torch.ones(2, 11, dtype=torch.long)
     mask[0, holes] = 0
     real = mask[0].bool()
@@ -178,15 +180,16 @@ def test_what_a_cache_holds_is_missing_from_the_sum():
 
 
 def test_a_step_of_decoding_gives_what_belongs_to_tokens():
-    model, input_ids = eager_model(), random_ids(2, 9)
+    model, input_ids = eager_model(num_sink_tokens=S), random_ids(2, 9)
     whole = maps(model, input_ids)
     cache = cache_of(maps(model, input_ids[:, :8], use_cache=True))
     step = maps(model, input_ids[:, 8:], cache=cache)
     assert step.compression_attentions is None
     assert step.refinement_attentions is None
+    assert not {"compression_attentions", "refinement_attentions"} & step.keys()
     for name in ("attentions", "local_attentions"):
         for ours, theirs in zip(step[name], whole[name], strict=True):
-            torch.testing.assert_close(ours, theirs[:, :, 8:])
+            torch.testing.assert_close(ours, None if theirs is None else theirs[:, :, 8:])
 
 
 def test_language_models_pass_the_maps_on():
@@ -214,7 +217,7 @@ def test_only_the_hidden_states_that_are_asked_for_are_returned():
 def test_maps_are_of_the_models_dtype():
     with torch.no_grad():
         outputs = eager_model().bfloat16()(random_ids(1, 9), output_attentions=True)
-    assert {weights.dtype for name in MAPS for weights in outputs[name]} == {torch.bfloat16}
+    assert {weights[1].dtype for weights in (outputs[name] for name in MAPS)} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize(
@@ -229,10 +232,22 @@ def test_task_heads_return_what_tokens_read(auto_class):
         torch.testing.assert_close(ours[name], base[name])
 
 
-def test_without_local_attention_there_is_no_local_map():
-    outputs = maps(eager_model(local_attention=False), random_ids(1, 9))
-    assert outputs.local_attentions is None
-    assert len(outputs.compression_attentions) == 2
+@pytest.mark.parametrize("pattern", [["local", "latent", "both"], ["latent"], ["local"]], ids="-".join)
+def test_a_layer_has_no_map_of_an_attention_that_it_does_not_have(pattern):
+    model, input_ids = eager_model(layer_pattern=pattern, num_hidden_layers=3), random_ids(1, 9)
+    with torch.no_grad():
+        whole = model(input_ids, output_attentions=True, use_cache=True)
+        step = model(input_ids[:, :1], output_attentions=True, cache=cache_of(whole))
+    for name in MAPS:
+        without = "latent" if name == "local_attentions" else "local"
+        expected = None if set(pattern) == {without} else [kind != without for kind in model.config.layer_kinds]
+        assert places(getattr(whole, name)) == expected
+        assert places(getattr(step, name)) == (expected if name in ("attentions", "local_attentions") else None)
+
+
+def places(weights: tuple | None) -> list[bool] | None:
+    """Which layers have a map."""
+    return None if weights is None else [layer is not None for layer in weights]
 
 
 def test_fused_attention_has_no_weights_and_says_so():

@@ -34,10 +34,11 @@ from transformers import (
 import from_llama
 import train
 from common import LLAMA3_ROPE, SIZES, random_ids, randomize
+from modeling_latent import LatentAttentionForCausalLM
 from test_heads import word_tokenizer
 
 
-CHUNK = 4
+CHUNK, SINKS = 4, 3
 CLOSE = {"atol": 1e-5, "rtol": 0}  # Llama's norms and angles are float32 in a float64 model, too
 
 
@@ -50,6 +51,7 @@ def seed():
 def tiny_llama(config_class=LlamaConfig, model_class=LlamaForCausalLM, **overrides) -> PreTrainedModel:
     settings = {
         **SIZES,
+        "num_hidden_layers": 3,
         "hidden_act": "gelu",
         "rms_norm_eps": 1e-3,
         "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
@@ -67,30 +69,62 @@ MODELS = {
 }
 
 
-def window_mask(length: int) -> torch.Tensor:
-    """`(1, 1, T, T)`, additive: what is visible when a token sees its own chunk up to itself, and the one before."""
-    token = torch.arange(length)
-    back = token[:, None] // CHUNK - token // CHUNK
-    visible = (token <= token[:, None]) & (back <= 1)
-    return torch.zeros(1, 1, length, length, dtype=torch.double).masked_fill(~visible, -torch.inf)
+def converted(llama: PreTrainedModel, **overrides) -> LatentAttentionForCausalLM:
+    settings = {"num_latents": 3, "chunk_size": CHUNK, "num_sink_tokens": SINKS, "latent_every": 2}
+    return from_llama.convert(llama, **{**settings, **overrides}).eval()
 
 
+def attend_to_window(llama: PreTrainedModel, layer, states: torch.Tensor, n: int, sinks: int) -> torch.Tensor:
+    """
+    What the Llama's own attention gives the tokens of chunk n, `(B, C, D)`, of the normed `states` `(B, T, D)`: of a
+    text that consists of the sinks, the chunk before and chunk n, and whose positions are the slots of the window.
+    """
+    own, window = (states[:, max(first, 0) * CHUNK : (n + 1) * CHUNK] for first in (n, n - 1))
+    if n >= 2:
+        window = torch.cat([states[:, :sinks], window], dim=1)
+    length = window.shape[1]
+    future = torch.ones(length, length, dtype=torch.bool).triu(1)
+    mask = torch.zeros(1, 1, length, length, dtype=states.dtype).masked_fill(future, -torch.inf)
+    rotation = llama.model.rotary_emb(window, torch.arange(length)[None])
+    attended, _ = layer.self_attn(window, position_embeddings=rotation, attention_mask=mask)
+    return attended[:, -own.shape[1] :]
+
+
+def windowed_logits(llama: PreTrainedModel, input_ids: torch.Tensor, sinks: int) -> torch.Tensor:
+    """The Llama, layer by layer, whose attention sees only window and sinks."""
+    states = llama.model.embed_tokens(input_ids)
+    for layer in llama.model.layers:
+        normed = layer.input_layernorm(states)
+        chunks = range(-(-states.shape[1] // CHUNK))
+        states = states + torch.cat([attend_to_window(llama, layer, normed, n, sinks) for n in chunks], dim=1)
+        states = states + layer.mlp(layer.post_attention_layernorm(states))
+    return llama.lm_head(llama.model.norm(states))
+
+
+@pytest.mark.parametrize("sinks", [0, SINKS])
 @pytest.mark.parametrize("overrides", MODELS.values(), ids=MODELS.keys())
-def test_it_is_the_llama_whose_attention_sees_only_the_window(overrides):
+def test_it_is_the_llama_whose_attention_sees_only_window_and_sinks(overrides, sinks):
     llama = tiny_llama(**overrides)
-    model = from_llama.convert(llama, num_latents=3, chunk_size=CHUNK).eval()
+    model = converted(llama, num_sink_tokens=sinks)
     input_ids = random_ids(2, 5 * CHUNK + 3)
     with torch.no_grad():
         logits, full = model(input_ids).logits, llama(input_ids).logits
-        windowed = llama(input_ids, attention_mask=window_mask(input_ids.shape[1])).logits
+        windowed = windowed_logits(llama, input_ids, sinks)
     torch.testing.assert_close(logits, windowed, **CLOSE)
     torch.testing.assert_close(logits[:, : 2 * CHUNK], full[:, : 2 * CHUNK], **CLOSE)
     assert (logits - full)[:, 2 * CHUNK :].abs().amax(-1).min() > 1e-3
 
 
+@pytest.mark.parametrize(("every", "with_latents"), [(1, [0, 1, 2]), (2, [1]), (3, [2])])
+def test_latents_are_in_every_so_many_layers(every, with_latents):
+    layers = converted(tiny_llama(), latent_every=every).model.layers
+    assert [index for index, layer in enumerate(layers) if hasattr(layer, "latent_attention")] == with_latents
+    assert all(hasattr(layer, "local_attention") for layer in layers)
+
+
 def test_all_of_the_memory_learns():
     """The readout starts at zero: in the first step it alone gets gradients, from the second step on all."""
-    model = from_llama.convert(tiny_llama(), num_latents=3, chunk_size=CHUNK).train()
+    model = converted(tiny_llama()).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     input_ids = random_ids(2, 5 * CHUNK)
     for _ in range(2):
@@ -104,7 +138,7 @@ def test_all_of_the_memory_learns():
 def test_an_adapter_can_hold_the_memory_and_leave_the_llama_alone(tmp_path):
     config = LoraConfig(target_modules=r".*local_attention\.[qkvo]_proj", modules_to_save=["latent_attention"])
     llama, input_ids = tiny_llama().float(), random_ids(2, 5 * CHUNK)
-    model = get_peft_model(from_llama.convert(llama, num_latents=3, chunk_size=CHUNK), config)
+    model = get_peft_model(converted(llama).train(), config)
     before = model(input_ids).logits.detach()
     optimizer = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], lr=0.1)
     for _ in range(2):
@@ -114,8 +148,8 @@ def test_an_adapter_can_hold_the_memory_and_leave_the_llama_alone(tmp_path):
     model.save_pretrained(tmp_path)
     logits = model.eval()(input_ids).logits
     assert (logits - before).abs().max() > 1e-2
-    fresh = from_llama.convert(llama, num_latents=3, chunk_size=CHUNK)
-    torch.testing.assert_close(PeftModel.from_pretrained(fresh, tmp_path).eval()(input_ids).logits, logits, **CLOSE)
+    loaded = PeftModel.from_pretrained(converted(llama), tmp_path)
+    torch.testing.assert_close(loaded.eval()(input_ids).logits, logits, **CLOSE)
 
 
 def test_the_saved_model_generates_what_the_llama_does_and_can_be_trained(tmp_path):
@@ -144,12 +178,12 @@ def test_the_saved_model_generates_what_the_llama_does_and_can_be_trained(tmp_pa
     flags = ["--max_steps", "2", "--block_size", "64", "--report_to", "none", "--use_cpu"]
     train.main(["--model", folders[1], "--output_dir", folders[2], "--dataset", str(texts), *flags])
     tuned = AutoModelForCausalLM.from_pretrained(folders[2])
-    assert tuned.model.layers[0].latent_attention.latent_to_input.o_proj.weight.abs().max() > 0
+    assert tuned.model.layers[1].latent_attention.latent_to_input.o_proj.weight.abs().max() > 0
 
 
 def test_two_chunks_may_fill_the_sliding_window():
     model = tiny_llama(MistralConfig, MistralForCausalLM, sliding_window=2 * CHUNK)
-    assert from_llama.convert(model, num_latents=3, chunk_size=CHUNK).config.chunk_size == CHUNK
+    assert converted(model).config.chunk_size == CHUNK
 
 
 def test_the_same_llama_gives_the_same_memory(tmp_path):
@@ -160,24 +194,25 @@ def test_the_same_llama_gives_the_same_memory(tmp_path):
     for seed in (1, 2):
         torch.manual_seed(seed)
         from_llama.main([str(tmp_path), "--output_dir", str(tmp_path / "out"), "--num_latents", "3"])
-        converted = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-        latents.append(converted.model.layers[0].latent_attention.latents)
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+        latents.append(model.model.layers[1].latent_attention.latents)
     assert torch.equal(*latents)
 
 
 def test_what_does_not_fit_is_refused():
-    sizes = {"num_latents": 3, "chunk_size": CHUNK}
     for field, weights in {"attention_bias": "local_attention.o_proj.bias", "mlp_bias": "mlp.up_proj.bias"}.items():
         with pytest.raises(ValueError, match=rf"weights that have no place in latent attention: .*{weights}"):
-            from_llama.convert(tiny_llama(**{field: True}), **sizes)
+            converted(tiny_llama(**{field: True}))
     other = GPTNeoXForCausalLM(
         GPTNeoXConfig(vocab_size=31, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
     )
     with pytest.raises(ValueError, match="is a GPTNeoXForCausalLM but must be one of LlamaForCausalLM, Mistral"):
-        from_llama.convert(other, **sizes)
+        converted(other)
     scaled = tiny_llama(rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 100.0})
     with pytest.raises(ValueError, match="`rope_parameters` is .* must be"):
-        from_llama.convert(scaled, **sizes)
+        converted(scaled)
+    with pytest.raises(ValueError, match="`latent_every` is 0 but must be at least 1"):
+        converted(tiny_llama(), latent_every=0)
     narrow = tiny_llama(MistralConfig, MistralForCausalLM, sliding_window=2 * CHUNK - 1)
     with pytest.raises(ValueError, match="`chunk_size` is 4 but must be at most half of the model's window of 7"):
-        from_llama.convert(narrow, **sizes)
+        converted(narrow)

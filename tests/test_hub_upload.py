@@ -322,6 +322,21 @@ def state_bytes() -> int:
     return tiny_model().config.state_bytes(1, torch.float32)
 
 
+def card_of(folder: Path, overrides: dict) -> str:
+    """The card of a model with five layers, chunks of 4 tokens and 3 latents."""
+    from argparse import Namespace
+
+    from hub.card import make_card
+    from hub.checkpoint import Checkpoint
+    from modeling_latent import LatentAttentionConfig, LatentAttentionForCausalLM
+
+    shape = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 5, "num_attention_heads": 2, "chunk_size": 4}
+    model = LatentAttentionForCausalLM(LatentAttentionConfig(num_latents=3, **shape, **overrides))
+    names = ("license", "language", "dataset", "skip_verify")
+    args = Namespace(checkpoint=folder, repo_id=REPO_ID, **dict.fromkeys(names))
+    return str(make_card(args, Checkpoint(folder), model, has_tokenizer=False))
+
+
 def list_pull_requests(repo_id: str) -> list[str]:
     """As the client lists them."""
     from huggingface_hub import HfApi
@@ -672,6 +687,36 @@ def test_card(upload, worker, hub, checkpoint):
     assert "| bits per byte | 1.23 |" in card and "best metric" not in card
     assert f'from_pretrained("{REPO_ID}", revision="COMMIT_HASH", trust_remote_code=True)' in card
     assert "transformers " in card.split("## Versions")[1]
+
+
+WINDOW = "What left the window of the last 4 to 7 tokens"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ({}, f"{WINDOW} is known only as far as the 3 latents in layers 1, 3 (counted from 0) hold it."),
+        (
+            {"layer_pattern": ["both"], "num_sink_tokens": 2},
+            f"{WINDOW}, apart from the text's first tokens (`num_sink_tokens`), is known only as far as the 3 latents "
+            "in every layer hold it.",
+        ),
+        (
+            {"layer_pattern": ["latent"]},
+            "What it has read is known only as far as the 3 latents in every layer hold it.",
+        ),
+        ({"layer_pattern": ["local"]}, f"{WINDOW} is lost."),
+    ],
+    ids=["default", "both", "latent", "local"],
+)
+def test_the_card_says_what_is_remembered_and_where(overrides, sentence, worker, tmp_path):
+    card = worker(card_of, tmp_path, overrides)
+    assert f"- It does not remember every token. {sentence}\n" in card
+    pattern = overrides.get("layer_pattern", ["local", "both"])
+    assert f"| `layer_pattern` | {pattern} |" in card
+    assert f"| `num_sink_tokens` | {overrides.get('num_sink_tokens', 0)} |" in card
+    assert "| `max_chunk_repeats` | 1 |" in card
+    assert ("It has no latents" in card) == (pattern == ["local"])
 
 
 def test_a_card_of_ones_own_is_kept(upload, hub, checkpoint):

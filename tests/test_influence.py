@@ -72,16 +72,17 @@ def test_bidirectional_influence_equals_loops(length):
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize("window", [2 * C, 3 * C])
-def test_windows_are_spread_to_the_tokens_that_their_slots_hold(length, window):
-    local = random_weights(H, length, window)
+@pytest.mark.parametrize(("sinks", "window"), [(0, 2 * C), (3, 2 * C), (C, 2 * C), (0, 3 * C)])
+def test_windows_are_spread_to_the_tokens_that_their_slots_hold(length, sinks, window):
+    local = random_weights(H, length, sinks + window)
+    local[:, : 2 * C, :sinks] = 0  # in the first two chunks sinks are masked
     expected = torch.zeros(length, length, dtype=torch.float64)
     for token in range(length):
-        for slot in range(window):
-            other = (token // C - 1) * C + slot
+        for slot in range(sinks + window):
+            other = slot if slot < sinks else (token // C - 1) * C + slot - sinks
             if 0 <= other < length:
-                expected[token, other] = local[:, token, slot].mean()
-    torch.testing.assert_close(spread_window(local, C), expected, atol=1e-12, rtol=0)
+                expected[token, other] += local[:, token, slot].mean()
+    torch.testing.assert_close(spread_window(local, C, sinks), expected, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("first", [0, 7])
@@ -99,13 +100,14 @@ def test_mass_by_distance_is_the_mean_over_tokens(first):
 
 @pytest.mark.parametrize("length", LENGTHS)
 def test_a_models_maps_give_rows_that_sum_to_one_and_no_future(length):
-    model = tiny_model(dtype=torch.float64, chunk_size=C, attn_implementation="eager")
+    settings = {"layer_pattern": ["both"], "num_sink_tokens": 3, "attn_implementation": "eager"}
+    model = tiny_model(dtype=torch.float64, chunk_size=C, **settings)
     with torch.no_grad():
         outputs = model(random_ids(1, length), output_attentions=True)
     for layer in range(model.config.num_hidden_layers):
         maps = (outputs.attentions, outputs.refinement_attentions, outputs.compression_attentions)
         influence = influence_through_latents(*(kind[layer][0] for kind in maps), C)
-        local = spread_window(outputs.local_attentions[layer][0], C)
+        local = spread_window(outputs.local_attentions[layer][0], C, num_sinks=3)
         has_read = (torch.arange(length) >= C).double()
         torch.testing.assert_close(influence.sum(1), has_read, atol=1e-9, rtol=0)
         torch.testing.assert_close(local.sum(1), torch.ones(length).double(), atol=1e-9, rtol=0)
@@ -120,5 +122,5 @@ def test_a_bidirectional_models_maps_give_rows_that_sum_to_one():
         outputs = model(random_ids(1, 18), output_attentions=True)
     maps = (outputs.attentions, outputs.refinement_attentions, outputs.compression_attentions)
     influence = influence_through_latents(*(kind[1][0] for kind in maps), C)
-    for weights in (influence, spread_window(outputs.local_attentions[1][0], C)):
+    for weights in (influence, spread_window(outputs.local_attentions[1][0], C, num_sinks=0)):
         torch.testing.assert_close(weights.sum(1), torch.ones(18).double(), atol=1e-9, rtol=0)

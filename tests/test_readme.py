@@ -13,6 +13,7 @@
 # limitations under the License.
 """The README: its code runs, its numbers come from files and formulas."""
 
+import json
 import re
 from pathlib import Path
 
@@ -50,13 +51,18 @@ def test_the_size_of_the_cache_is_what_the_formula_says():
     size = config.state_bytes(dtype=torch.bfloat16)
     names = {"Hkv": "num_key_value_heads", "H": "num_attention_heads", "d": "head_dim", "D": "hidden_size"}
     names |= {"C": "chunk_size", "M": "num_latents", "K": "conv_kernel_size", "L": "mlp_conv_kernel_size"}
+    names |= {"S": "num_sink_tokens"}
     values = {name: getattr(config, field) for name, field in names.items()} | {"b": 2}
     formula = README.split("with `b` bytes per number:\n\n```\n")[1].split("```")[0]
-    lines = formula.strip().replace("·", "*").replace("−", "-").splitlines()
-    terms = [re.split(r"\s{2,}", line)[0] for line in lines]  # without the words beside them
-    # "2C" is 2 * C; "H·M" got its sign above
-    expression = re.sub(r"(\d)([A-Z])", r"\1*\2", " ".join(terms))
-    assert eval(expression, {}, values) * config.num_hidden_layers == size
+    parts = {}
+    for line in formula.strip().replace("·", "*").replace("−", "-").splitlines():
+        part, expression, _ = re.split(r"\s{2,}", line)
+        # "2C" is 2 * C; "H·M" got its sign above
+        parts[part] = eval(re.sub(r"(\d)([A-Z])", r"\1*\2", expression), {}, values)
+    without = {"local": "memory", "latent": "window", "both": None}
+    assert size == sum(parts[part] for kind in config.layer_kinds for part in parts if part != without[kind])
+    layers = f"{config.num_hidden_layers} layers of the pattern `{json.dumps(config.layer_pattern)}`"
+    assert f"{layers}, `S` {config.num_sink_tokens}, " in README
     assert f"{size:,} bytes" in README
     llama = LlamaConfig(**{key: getattr(config, key) for key in ("num_hidden_layers", "num_key_value_heads")})
     per_token = 2 * llama.num_key_value_heads * config.head_dim * 2

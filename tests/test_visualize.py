@@ -28,13 +28,13 @@ from selenium.webdriver.common.keys import Keys
 import visualize
 from attention_pictures import draw_compression, octaves
 from common import tiny_model
-from influence import influence_through_latents, spread_window
+from influence import influence_through_latents
 from test_heads import word_tokenizer
 
 
 # 30 tokens, the last two in a chunk of their own; markup and a letter beyond ASCII must be shown as they are
 TEXT = "the latent reads every token\nand writes what it found </script> é\n" * 2 + "the latent"
-LAYER, CHUNK = 1, 4
+LAYER, CHUNK, SINKS = 1, 4, 3
 SCREENSHOT = Path(__file__).parents[1] / "out" / "tests" / "attention.png"
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -45,7 +45,8 @@ TOLERANCE = 0.01  # of a shade: the page holds three digits, the browser states 
 
 def save_checkpoint(folder: Path, **overrides) -> str:
     tokenizer = word_tokenizer()
-    tiny_model(vocab_size=len(tokenizer), chunk_size=CHUNK, **overrides).save_pretrained(folder)
+    settings = {"chunk_size": CHUNK, "num_sink_tokens": SINKS, **overrides}
+    tiny_model(vocab_size=len(tokenizer), **settings).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 
@@ -232,13 +233,27 @@ def test_a_long_text_is_cut_and_says_so(checkpoint, text_file, tmp_path, monkeyp
 
 @pytest.mark.parametrize(
     ("text", "layer", "message"),
-    [("the latent reads", 0, "gives 3 tokens .* at least 5"), (TEXT, 2, "--layer is 2 but must be from 0 to 1")],
+    [
+        ("the latent reads", LAYER, "gives 3 tokens .* at least 5"),
+        (TEXT, 2, "--layer is 2 but must be from 0 to 1"),
+        (TEXT, 0, '--layer is 0, which is of the kind "local", but must be a layer with latents: 1\\.'),
+    ],
 )
 def test_what_can_not_be_shown_is_an_error(text, layer, message, checkpoint, tmp_path):
     file = tmp_path / "text.txt"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         run(checkpoint, file, tmp_path, layer)
+
+
+def test_every_layer_with_latents_can_be_shown():
+    kinds = ["local", "latent", "both"]
+    for layer in (1, 2):
+        visualize.check_layer(layer, kinds)
+    with pytest.raises(ValueError, match=r"a layer with latents: 1, 2\."):
+        visualize.check_layer(0, kinds)
+    with pytest.raises(ValueError, match="a layer with latents: this model has none"):
+        visualize.check_layer(1, ["local", "local"])
 
 
 def test_a_chunk_that_fills_a_page_is_an_error(checkpoint, text_file, tmp_path, monkeypatch):
@@ -254,24 +269,32 @@ def test_a_text_of_another_encoding_is_an_error(checkpoint, tmp_path):
 
 
 def test_a_bidirectional_model_is_an_error(text_file, tmp_path):
-    checkpoint = save_checkpoint(tmp_path, is_causal=False)
+    checkpoint = save_checkpoint(tmp_path, is_causal=False, num_sink_tokens=0)
     with pytest.raises(ValueError, match="is bidirectional but must be causal"):
         run(checkpoint, text_file, tmp_path)
 
 
-def test_pictures_are_written_with_and_without_local_attention(pictures, text_file, tmp_path):
-    run(save_checkpoint(tmp_path, local_attention=False), text_file, tmp_path)
-    for folder in (pictures, tmp_path):
+def test_pictures_are_written_of_layers_with_and_without_local_attention(pictures, text_file, tmp_path):
+    folders = [pictures]
+    for pattern in (["latent"], ["local", "latent"]):
+        folder = tmp_path / "-".join(pattern)
+        settings = {"layer_pattern": pattern, "num_sink_tokens": SINKS if "local" in pattern else 0}
+        run(save_checkpoint(folder, **settings), text_file, folder)
+        folders.append(folder)
+    for folder in folders:
         for name in ("compression", "distance", "attention"):
             assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_distances_count_the_second_half_of_the_text(maps, outputs):
     masses = visualize.distances(maps, CHUNK)
-    local = spread_window(outputs.local_attentions[LAYER][0], CHUNK)
-    half = local.shape[0] // 2
-    expected = torch.stack([local[t, t - 3] for t in range(half, 2 * half)]).mean()
+    local = outputs.local_attentions[LAYER][0].mean(0)  # (T, S + 2C)
+    length = local.shape[0]
+    second_half = range(length // 2, length)
+    expected = sum(local[t, SINKS + CHUNK + t % CHUNK - 3] for t in second_half) / len(second_half)
     torch.testing.assert_close(masses["local attention"][3], expected, atol=1e-6, rtol=0)
+    # Nothing is as far away as the first token but the sink that it is.
+    torch.testing.assert_close(masses["local attention"][-1], local[-1, 0] / len(second_half), atol=1e-6, rtol=0)
     for mass in masses.values():
         assert mass.sum().item() == pytest.approx(1, abs=1e-5)
 
