@@ -13,6 +13,7 @@
 # limitations under the License.
 """Small models with visible weights, shared by all tests."""
 
+import pytest
 import torch
 
 from modeling_latent import LatentAttentionConfig, LatentAttentionForCausalLM
@@ -39,8 +40,21 @@ LLAMA3_ROPE = {  # of six pairs the fastest is kept, two are stretched in part a
 }
 
 
+# What more than one test file holds a whole model to: kinds of layers, alone and mixed.
+PATTERNS = {
+    "default": {},
+    "both": {"layer_pattern": ["both"]},
+    "latent": {"layer_pattern": ["latent"]},
+    "mixed with sinks": {"layer_pattern": ["both", "local", "latent"], "num_hidden_layers": 3, "num_sink_tokens": 2},
+}
+every_pattern = pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
+
+
 def tiny_config(**overrides) -> LatentAttentionConfig:
-    """Two layers, 16 wide, chunks of 4 tokens, 3 latents; heads differ in number, and convolutions in length."""
+    """
+    Two layers, of which the second has latents, 16 wide, chunks of 4 tokens, 3 latents; heads differ in number, and
+    convolutions in length.
+    """
     settings = {**SIZES, "num_latents": 3, "chunk_size": 4, "mlp_conv_kernel_size": 3}
     return LatentAttentionConfig(**{**settings, **overrides})
 

@@ -34,7 +34,7 @@ from benchmarks import speed
 from benchmarks.peers import FULL, OURS, PEERS, equal_config
 from benchmarks.quality import ablations, capacity, language_model, mqar, passkey
 from benchmarks.quality.training import Job
-from common import random_ids, randomize, tiny_config, tiny_model
+from common import PATTERNS, every_pattern, random_ids, randomize, tiny_config, tiny_model
 from modeling_latent.attention_maps import MAPS
 from modeling_latent.cache_name import CACHE_NAME, cache_of
 from standin_device import NAME
@@ -63,7 +63,7 @@ def test_the_device_refuses_what_a_gpu_refuses():
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("sizes", [{}, {"local_attention": False}, {"is_causal": False}, {"conv_kernel_size": 0}])
+@pytest.mark.parametrize("sizes", [*PATTERNS.values(), {"is_causal": False}, {"conv_kernel_size": 0}], ids=str)
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_training(attention, sizes, checkpointing):
     model, input_ids = tiny_model(**sizes).train(), random_ids(2, 11)
@@ -90,7 +90,8 @@ INPUTS = {
 @pytest.mark.parametrize("inputs", INPUTS.values(), ids=INPUTS)
 def test_padding_and_packing(is_causal, inputs):
     rows = 1 if {"cu_seq_lens_q", "seq_idx"} & set(inputs) else 2
-    expected, ours = on_both(tiny_model(is_causal=is_causal), input_ids=random_ids(rows, 11), **inputs)
+    model = tiny_model(is_causal=is_causal, num_sink_tokens=2 if is_causal else 0)
+    expected, ours = on_both(model, input_ids=random_ids(rows, 11), **inputs)
     torch.testing.assert_close(ours.logits.cpu(), expected.logits, **CLOSE)
 
 
@@ -115,9 +116,11 @@ def generate(model, settings: dict, device: str) -> torch.Tensor:
     return model.generate(**{name: value.to(device) for name, value in inputs.items()}, **given).cpu()
 
 
+@every_pattern
 @pytest.mark.parametrize("settings", GENERATION.values(), ids=GENERATION)
-def test_generation(settings):
-    assert torch.equal(generate(tiny_model().to(NAME), settings, NAME), generate(tiny_model(), settings, "cpu"))
+def test_generation(settings, pattern):
+    model = tiny_model(**pattern)
+    assert torch.equal(generate(deepcopy(model).to(NAME), settings, NAME), generate(model, settings, "cpu"))
 
 
 def test_assisted_generation_and_a_continued_cache():
@@ -149,7 +152,7 @@ def test_heads(head, labels):
 
 
 def test_attention_maps():
-    model = tiny_model()
+    model = tiny_model(layer_pattern=["both"], num_sink_tokens=2)
     model.set_attn_implementation("eager")
     expected, ours = on_both(model, input_ids=random_ids(2, 11), output_attentions=True, use_cache=False)
     assert set(MAPS) <= expected.keys()
@@ -161,13 +164,13 @@ def test_attention_maps():
 
 
 def spread(model):
-    """A copy as `device_map` spreads it, by accelerate's hooks: the first layer on the device, the rest on the CPU."""
+    """A copy as `device_map` spreads it, by accelerate's hooks: all but the last layer on the device."""
     model = deepcopy(model)
     settings = {"skip_keys": model._skip_keys_device_placement}
     head = list(model.children())[-1]
-    for module in (model.model.layers[1], model.model.norm, head):
+    for module in (model.model.layers[-1], model.model.norm, head):
         add_hook_to_module(module, AlignDevicesHook("cpu", **settings))
-    for module in (model.model.embed_tokens, model.model.layers[0]):
+    for module in (model.model.embed_tokens, *model.model.layers[:-1]):
         module.to(NAME)
     return add_hook_to_module(model, AlignDevicesHook(io_same_device=True, **settings))
 
@@ -175,20 +178,22 @@ def spread(model):
 @pytest.mark.parametrize("is_causal", [True, False])
 @pytest.mark.parametrize("inputs", [{}, *INPUTS.values()], ids=["plain", *INPUTS])
 def test_spread_layers_with_padding_and_packing(is_causal, inputs):
-    model = tiny_model(is_causal=is_causal)
+    model = tiny_model(is_causal=is_causal, layer_pattern=["both"], num_sink_tokens=2 if is_causal else 0)
     model.set_attn_implementation("eager")
     rows = 1 if {"cu_seq_lens_q", "seq_idx"} & set(inputs) else 2
     inputs = {**inputs, "input_ids": random_ids(rows, 11), "labels": random_ids(rows, 11), "use_cache": False}
     inputs["num_items_in_batch"] = torch.tensor(20)  # as `Trainer` counts, on the device of the inputs
     settings = {"output_hidden_states": True, "output_attentions": True}
     there = spread(model)(**{name: move(value) for name, value in inputs.items()}, **settings)
-    for ours, theirs in zip(tree_leaves(dict(there)), tree_leaves(dict(model(**inputs, **settings))), strict=True):
+    expected = model(**inputs, **settings)
+    for ours, theirs in zip(tree_leaves(dict(there)), tree_leaves(dict(expected)), strict=True):
         torch.testing.assert_close(ours.cpu(), theirs, **CLOSE)
 
 
 @pytest.mark.parametrize("settings", GENERATION.values(), ids=GENERATION)
-def test_spread_layers_generate(settings):
-    model = tiny_model()
+@every_pattern
+def test_spread_layers_generate(settings, pattern):
+    model = tiny_model(**pattern)
     assert torch.equal(generate(spread(model), settings, NAME), generate(model, settings, "cpu"))
 
 

@@ -33,7 +33,7 @@ from transformers import (
 
 from common import LLAMA3_ROPE, random_ids, randomize, tiny_config, tiny_model
 from configuration import summary
-from modeling_latent import LatentAttentionConfig, LatentAttentionForCausalLM
+from modeling_latent import LatentAttentionConfig, LatentAttentionForCausalLM, LatentAttentionModel
 from modeling_latent.cache_name import cache_of
 
 
@@ -68,6 +68,12 @@ BAD_VALUES = [
     ("attention_dropout", 1.0, "at least 0 and less than 1"),
     ("attention_dropout", -0.1, "at least 0 and less than 1"),
     ("hidden_act", "sillu", "gelu, "),
+    ("layer_pattern", ["local", "global"], 'a list of "local", "latent" and "both"'),
+    ("layer_pattern", [], "at least one of them"),
+    ("num_sink_tokens", -1, "at least 0"),
+    ("num_sink_tokens", 5, "at most `chunk_size` (4)"),
+    ("max_chunk_repeats", 0.5, "at least 1 and finite"),
+    ("max_chunk_repeats", float("inf"), "at least 1 and finite"),
     # Refused by type, in the words of the library.
     ("num_latents", 64.0, "expected int"),
     ("chunk_size", 64.0, "expected int"),
@@ -76,7 +82,11 @@ BAD_VALUES = [
     ("num_latents", True, "expected int"),
     ("num_latents", "64", "expected int"),
     ("chunk_size", None, "expected int"),
-    ("local_attention", "yes", "expected bool"),
+    ("layer_pattern", "both", "expected a list"),
+    ("layer_pattern", [True], "Invalid item at index 0"),
+    ("num_sink_tokens", 1.0, "expected int"),
+    ("num_sink_tokens", None, "expected int"),
+    ("max_chunk_repeats", None, "float"),
     ("is_causal", 1, "expected bool"),
     ("norm_eps", 1, "expected float"),
     ("attention_dropout", None, "float"),
@@ -92,6 +102,83 @@ def test_a_bad_value_is_refused_with_field_value_and_what_is_allowed(field, valu
     message = str(error.value)
     assert re.search(rf"{field}.*\b(is|value:?) {re.escape(repr(value))}", message)
     assert allowed in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        ({"is_causal": False}, "0 where `is_causal` is False"),
+        ({"layer_pattern": ["latent"]}, "where no layer of `layer_pattern` has local attention"),
+        ({"layer_pattern": ["latent", "latent", "both"]}, "where no layer of `layer_pattern` has local attention"),
+    ],
+    ids=str,
+)
+def test_sinks_that_no_layer_sees_are_refused(overrides, reason):
+    """Of two layers here: a pattern may be longer."""
+    with pytest.raises((ValueError, StrictDataclassError), match="`num_sink_tokens` is 2 but must be") as error:
+        tiny_config(num_sink_tokens=2, **overrides)
+    assert reason in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("layer_pattern", "layers", "kinds"),
+    [
+        (None, 5, ["local", "both", "local", "both", "local"]),
+        (["latent"], 2, ["latent", "latent"]),
+        (["both", "local", "latent"], 4, ["both", "local", "latent", "both"]),
+        (["local", "local", "latent"], 2, ["local", "local"]),
+    ],
+    ids=str,
+)
+def test_the_pattern_repeats_and_ends_with_the_layers(layer_pattern, layers, kinds):
+    config = tiny_config(layer_pattern=layer_pattern, num_hidden_layers=layers)
+    assert config.layer_kinds == kinds
+    assert config.has_windows == (kinds != ["latent", "latent"])
+    assert config.has_latents == (kinds != ["local", "local"])
+    assert [layer.kind for layer in LatentAttentionModel(config).layers] == kinds
+
+
+@pytest.mark.parametrize(("local_attention", "layer_pattern"), [(True, ["both"]), (False, ["latent"])])
+def test_local_attention_of_an_older_configuration_is_the_pattern_that_it_meant(
+    local_attention, layer_pattern, tmp_path
+):
+    older = tiny_config().to_dict() | {"local_attention": local_attention}
+    del older["layer_pattern"]
+    (tmp_path / "config.json").write_text(json.dumps(older), encoding="utf-8")
+    for config in (
+        tiny_config(local_attention=local_attention),
+        tiny_config(local_attention=local_attention, layer_pattern=layer_pattern),
+        AutoConfig.from_pretrained(tmp_path),
+        LatentAttentionConfig(**older),
+    ):
+        assert config.layer_pattern == layer_pattern
+        assert "local_attention" not in config.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("local_attention", "layer_pattern"),
+    [(True, ["latent"]), (False, ["local", "both"]), ("yes", None), (2, None)],
+    ids=str,
+)
+def test_local_attention_that_means_no_pattern_or_another_one_is_refused(local_attention, layer_pattern):
+    stated = re.escape(f"`local_attention` is {local_attention!r}, but must be True")
+    with pytest.raises((ValueError, StrictDataclassError), match=stated):
+        tiny_config(local_attention=local_attention, layer_pattern=layer_pattern)
+
+
+@pytest.mark.parametrize(
+    ("layer_pattern", "attentions"),
+    [
+        (["local"], {"local_attention"}),
+        (["latent"], {"latent_attention"}),
+        (["both"], {"local_attention", "latent_attention"}),
+        (["local", "local", "both"], {"local_attention"}),
+    ],
+    ids=str,
+)
+def test_the_tensor_parallel_plan_names_what_the_pattern_has(layer_pattern, attentions):
+    plan = tiny_config(layer_pattern=layer_pattern).base_model_tp_plan
+    assert {name.split(".")[2] for name in plan} == attentions | {"mlp"}
 
 
 @pytest.mark.parametrize("field", ["rope_parameters", "rope_scaling"])
@@ -149,8 +236,9 @@ UNUSUAL = {
     "num_key_value_heads": 1,
     "head_dim": 6,
     "conv_kernel_size": 0,
-    "local_attention": False,
-    "is_causal": False,
+    "layer_pattern": ["both", "local", "latent"],
+    "num_sink_tokens": 3,
+    "max_chunk_repeats": 2.5,
     "hidden_act": "relu",
     "norm_type": "rms_norm",
     "norm_eps": 1e-3,
@@ -193,6 +281,12 @@ def test_round_trip_keeps_every_field(way, tmp_path):
     assert again.to_json_string() == config.to_json_string()
     assert {name: getattr(again, name) for name in UNUSUAL} == {**UNUSUAL, "dtype": torch.bfloat16}
     assert again.layer_types == ["latent_attention"] * 2
+    assert again.layer_kinds == ["both", "local"]
+
+
+def test_the_direction_survives_too(tmp_path):
+    tiny_config(is_causal=False).save_pretrained(tmp_path)
+    assert not AutoConfig.from_pretrained(tmp_path).is_causal
 
 
 def test_without_the_code_the_plain_fields_are_readable(tmp_path):
@@ -207,6 +301,7 @@ def test_fewer_layers_while_loading(tmp_path):
     tiny_config().save_pretrained(tmp_path)
     config = AutoConfig.from_pretrained(tmp_path, num_hidden_layers=1)
     assert len(DynamicCache(config=config).layers) == 1
+    assert config.layer_kinds == ["local"]
     config.save_pretrained(tmp_path)
 
 
@@ -240,6 +335,8 @@ def test_arguments_of_from_pretrained_override_and_unknown_ones_come_back(tmp_pa
         {"attention_dropout": 1.5},
         {"hidden_act": "sillu"},
         {"conv_kernel_size": -1},
+        {"layer_pattern": ["global"]},
+        {"num_sink_tokens": 5},
         {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}},
         {"rope_parameters": None},
     ],
@@ -265,12 +362,14 @@ def test_a_padding_token_outside_of_the_vocabulary_is_no_token(pad_token_id, tmp
     "overrides",
     [
         {},
-        {"local_attention": False},
+        {"layer_pattern": ["local"]},
+        {"layer_pattern": ["latent"]},
+        {"layer_pattern": ["both", "local", "latent"], "num_hidden_layers": 3, "num_sink_tokens": 2},
         {"conv_kernel_size": 0},
         {"conv_kernel_size": 1},
         {"mlp_conv_kernel_size": 0},
         {"mlp_conv_kernel_size": 1},
-        {"num_key_value_heads": 4, "head_dim": 6, "num_latents": 5, "chunk_size": 3, "num_hidden_layers": 1},
+        {"num_key_value_heads": 4, "head_dim": 6, "num_latents": 5, "chunk_size": 3, "num_sink_tokens": 3},
     ],
 )
 def test_state_bytes_are_those_of_a_real_cache(overrides, dtype):

@@ -17,6 +17,8 @@ All on random weights of visible size. Unless a test says otherwise float64 with
 tolerance would be 1e-5: what is equal in exact arithmetic is then told from what is only close.
 """
 
+import copy
+import io
 import itertools
 
 import pytest
@@ -25,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache, StaticCache
 
 import reference
-from common import CLOSE, LLAMA3_ROPE, double_model, random_ids, randomize, tiny_config, tiny_model
+from common import CLOSE, LLAMA3_ROPE, PATTERNS, double_model, random_ids, randomize, tiny_config, tiny_model
 from modeling_latent import LatentAttention, LatentAttentionForCausalLM
 from modeling_latent.cache_name import cache_of
 from modeling_latent.chunk_layout import bidirectional_layout, grid_layout
@@ -33,6 +35,7 @@ from modeling_latent.local_attention import local_attention_mask, rotary_embeddi
 from modeling_latent.prefix_statistics import (
     BLOCK,
     EMPTY,
+    Statistics,
     chunk_statistics,
     empty_statistics,
     exclusive_prefix,
@@ -42,17 +45,15 @@ from modeling_latent.prefix_statistics import (
 
 # (T, C, M): T < C, T = C, T = kC, kC - 1, kC + 1, M = 1, C = 1
 SHAPES = [(3, 4, 3), (4, 4, 3), (12, 4, 3), (11, 4, 3), (13, 4, 3), (9, 4, 1), (5, 1, 2)]
-# is_causal, local_attention, conv_kernel_size, mlp_conv_kernel_size
-FORMS = list(itertools.product([True, False], [True, False], [0, 4], [0, 3]))
+LAYER_PATTERNS = [["local"], ["latent"], ["both"], ["local", "both"], ["both", "local", "latent"]]
 # What the properties of whole models are held to.
 MODELS = {
-    "default": {},
-    "latents alone": {"local_attention": False},
+    **PATTERNS,
+    "local with sinks": {"layer_pattern": ["local"], "num_sink_tokens": 2},
+    "a whole chunk of sinks": {"num_sink_tokens": 4},
     "no convolution": {"conv_kernel_size": 0, "mlp_conv_kernel_size": 0},
-    "latents alone, no convolution": {"local_attention": False, "conv_kernel_size": 0, "mlp_conv_kernel_size": 0},
-    "convolution before the MLP only": {"conv_kernel_size": 0},
-    "convolution before the memory only": {"mlp_conv_kernel_size": 0},
     "chunks of one token": {"chunk_size": 1},
+    "chunks of one token with a sink": {"chunk_size": 1, "num_sink_tokens": 1},
     "chunks of five tokens, one latent": {"chunk_size": 5, "num_latents": 1},
     "rms norm, biases": {"norm_type": "rms_norm", "attention_bias": True},
 }
@@ -61,6 +62,16 @@ every_model = pytest.mark.parametrize("overrides", MODELS.values(), ids=MODELS.k
 
 def tensors(tree) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def in_direction(is_causal: bool, overrides: dict) -> dict:
+    """The same model in one direction or in both; what is read in both has no sinks."""
+    return {**overrides, "is_causal": is_causal} | ({} if is_causal else {"num_sink_tokens": 0})
+
+
+def assert_same_state(ours: DynamicCache, expected: DynamicCache) -> None:
+    for mine, theirs in zip(ours.layers, expected.layers, strict=True):
+        torch.testing.assert_close(tensors(mine.state), tensors(theirs.state), **CLOSE)
 
 
 def step_by_step(model, input_ids, pieces, **inputs):
@@ -77,20 +88,9 @@ def step_by_step(model, input_ids, pieces, **inputs):
 # 1. The definition
 
 
-@pytest.mark.parametrize(("is_causal", "local_attention", "kernel", "mlp_kernel"), FORMS)
-@pytest.mark.parametrize(("length", "chunk_size", "num_latents"), SHAPES)
-def test_1_model_and_all_gradients_equal_the_reference(
-    length, chunk_size, num_latents, is_causal, local_attention, kernel, mlp_kernel
-):
-    model = double_model(
-        chunk_size=chunk_size,
-        num_latents=num_latents,
-        is_causal=is_causal,
-        local_attention=local_attention,
-        conv_kernel_size=kernel,
-        mlp_conv_kernel_size=mlp_kernel,
-        attention_bias=True,
-    )
+def assert_equals_the_reference(length: int, **overrides) -> None:
+    """Logits and all gradients."""
+    model = double_model(attention_bias=True, **overrides)
     input_ids = random_ids(2, length)
     target = torch.randn(2, length, 31, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     weights = {name: value.detach().clone().requires_grad_() for name, value in model.named_parameters()}
@@ -106,8 +106,50 @@ def test_1_model_and_all_gradients_equal_the_reference(
 
 
 @pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("kernels", itertools.product([0, 4], [0, 3]), ids=str)
+@pytest.mark.parametrize("layer_pattern", [["both"], ["local", "latent"]], ids="-".join)
+@pytest.mark.parametrize(("length", "chunk_size", "num_latents"), SHAPES)
+def test_1_model_and_all_gradients_equal_the_reference(
+    length, chunk_size, num_latents, layer_pattern, kernels, is_causal
+):
+    assert_equals_the_reference(
+        length,
+        chunk_size=chunk_size,
+        num_latents=num_latents,
+        layer_pattern=layer_pattern,
+        conv_kernel_size=kernels[0],
+        mlp_conv_kernel_size=kernels[1],
+        is_causal=is_causal,
+    )
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("layer_pattern", LAYER_PATTERNS, ids="-".join)
+def test_1_every_pattern_equals_the_reference(layer_pattern, is_causal):
+    assert_equals_the_reference(13, layer_pattern=layer_pattern, num_hidden_layers=3, is_causal=is_causal)
+
+
+# (T, C, S): without a chunk that sees sinks, with one that starts with the last token, and with several
+@pytest.mark.parametrize(
+    ("length", "chunk_size", "num_sink_tokens"), [(8, 4, 1), (9, 4, 1), (15, 4, 1), (15, 4, 4), (5, 1, 1), (13, 3, 2)]
+)
+@pytest.mark.parametrize(
+    "layer_pattern", [pattern for pattern in LAYER_PATTERNS if pattern != ["latent"]], ids="-".join
+)
+def test_1_sinks_equal_the_reference(layer_pattern, length, chunk_size, num_sink_tokens):
+    assert_equals_the_reference(
+        length,
+        layer_pattern=layer_pattern,
+        num_hidden_layers=len(layer_pattern),
+        chunk_size=chunk_size,
+        num_sink_tokens=num_sink_tokens,
+    )
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
 def test_1_rotary_embeddings_as_in_llama_3_equal_the_reference(is_causal):
-    model = double_model(is_causal=is_causal, head_dim=12, chunk_size=16, rope_parameters=LLAMA3_ROPE)
+    overrides = in_direction(is_causal, {"head_dim": 12, "chunk_size": 16, "num_sink_tokens": 3})
+    model = double_model(**overrides, rope_parameters=LLAMA3_ROPE)
     input_ids = random_ids(1, 40)
     expected = reference.logits(dict(model.named_parameters()), input_ids[0], model.config)[None]
     torch.testing.assert_close(model(input_ids).logits, expected, **CLOSE)
@@ -154,9 +196,9 @@ def test_1_prefix_merge_equals_softmax_over_all_tokens_before(chunks):
     keys, values = torch.randn(2, chunks, 2, 2, 4, generator=generator, dtype=torch.float64)  # (N, H, C, d)
     statistics = (tensor[None] for tensor in chunk_statistics(queries, keys[:-1], values[:-1], 1.0, 0.0))
     first = empty_statistics((1, 2, 3), 4, torch.float64, "cpu")
-    lse, out = exclusive_prefix(*statistics, *first)
+    lse, out = exclusive_prefix(Statistics(*statistics), first)
     assert lse.shape == (1, chunks, 2, 3)
-    assert torch.equal(lse[:, 0], first[0])
+    assert torch.equal(lse[:, 0], first.lse)
     assert not out[:, 0].any()
     for n in range(1, chunks):
         before_keys, before_values = (part[:n].transpose(0, 1).flatten(1, 2) for part in (keys, values))
@@ -169,13 +211,13 @@ def test_1_merging_with_an_empty_span_is_the_identity_forward_and_backward():
     lse = torch.randn(1, 2, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
     out = torch.randn(1, 2, 3, 4, generator=torch.Generator().manual_seed(1)).requires_grad_()
     empty = empty_statistics((1, 2, 3), 4, torch.float32, "cpu")
-    both = merge(*empty, *merge(lse, out, *empty))
-    assert torch.equal(both[0], lse)
-    assert torch.equal(both[1], out)
-    nothing = merge(*empty, *empty)
-    assert (nothing[0] <= EMPTY / 2).all()
-    assert not nothing[1].any()
-    (both[0].sum() + both[1].sum()).backward()
+    both = merge(empty, merge(Statistics(lse, out), empty))
+    assert torch.equal(both.lse, lse)
+    assert torch.equal(both.out, out)
+    nothing = merge(empty, empty)
+    assert (nothing.lse <= EMPTY / 2).all()
+    assert not nothing.out.any()
+    (both.lse.sum() + both.out.sum()).backward()
     # exp(lse - lse) is 1 up to float32 rounding of the derivative
     torch.testing.assert_close(lse.grad, torch.ones_like(lse), atol=1e-6, rtol=0)
     torch.testing.assert_close(out.grad, torch.ones_like(out), atol=1e-6, rtol=0)
@@ -185,9 +227,9 @@ def test_1_merging_with_an_empty_span_is_the_identity_forward_and_backward():
 def test_1_a_chunk_of_extreme_scores_is_read_whole(scores):
     """What stands for a span without tokens is far below the scores of any real one."""
     lse, out = torch.full((1, 1, 2, 3), scores), torch.randn(1, 1, 2, 3, 4)
-    prefix_lse, prefix_out = exclusive_prefix(lse, out, *empty_statistics((1, 2, 3), 4, torch.float32, "cpu"))
-    assert torch.equal(prefix_lse[:, 1:], lse)
-    assert torch.equal(prefix_out[:, 1:], out)
+    prefix = exclusive_prefix(Statistics(lse, out), empty_statistics((1, 2, 3), 4, torch.float32, "cpu"))
+    assert torch.equal(prefix.lse[:, 1:], lse)
+    assert torch.equal(prefix.out[:, 1:], out)
 
 
 # 2. Causality
@@ -195,7 +237,8 @@ def test_1_a_chunk_of_extreme_scores_is_read_whole(scores):
 
 @every_model
 @pytest.mark.parametrize("length", [45, 48])
-def test_2_a_token_changes_nothing_before_it_and_something_far_after(length, overrides):
+def test_2_a_token_changes_nothing_before_it_and_something_far_after_it_is_remembered(length, overrides):
+    """Latents remember every token; windows alone, however many of them, only those that are sinks."""
     model = tiny_model(**overrides)
     input_ids = random_ids(1, length)
     logits = model(input_ids).logits
@@ -205,7 +248,8 @@ def test_2_a_token_changes_nothing_before_it_and_something_far_after(length, ove
         after = model(changed).logits
         assert torch.equal(after[:, :position], logits[:, :position])
         after_5_chunks = position + 5 * model.config.chunk_size
-        assert not torch.equal(after[:, after_5_chunks], logits[:, after_5_chunks])
+        remembered = model.config.has_latents or position < model.config.num_sink_tokens
+        assert torch.equal(after[:, after_5_chunks], logits[:, after_5_chunks]) == (not remembered)
 
 
 # 3. Continuation
@@ -235,8 +279,9 @@ def test_3_rows_whose_prompts_differ_in_length_continue_as_if_alone(rest, overri
         torch.testing.assert_close(logits[row : row + 1, 13 - length :], alone, **CLOSE)
 
 
-def test_3_padding_may_come_with_any_piece():
-    model = double_model()
+@every_model
+def test_3_padding_may_come_with_any_piece(overrides):
+    model = double_model(**overrides)
     input_ids = random_ids(3, 20)
     mask = torch.rand(3, 20, generator=torch.Generator().manual_seed(5)) > 0.4
     logits = step_by_step(model, input_ids, [6, 1, 1, 5, 1, 1, 1, 4], attention_mask=mask.long())
@@ -251,7 +296,7 @@ def test_3_padding_may_come_with_any_piece():
 @every_model
 @pytest.mark.parametrize("is_causal", [True, False])
 def test_4_padding_anywhere_leaves_a_row_as_it_is_alone(is_causal, overrides):
-    model = double_model(is_causal=is_causal, **overrides)
+    model = double_model(**in_direction(is_causal, overrides))
     input_ids = random_ids(5, 14)
     mask = torch.ones(5, 14, dtype=torch.long)
     mask[0, :5] = 0  # left
@@ -281,14 +326,15 @@ def test_4_padding_may_hold_embeddings_that_are_no_numbers(is_causal):
 @pytest.mark.parametrize("is_causal", [True, False])
 def test_4_every_slot_has_something_to_look_at(is_causal):
     """Where a row of the mask allows nothing, some kernels give NaN."""
-    config, valid = tiny_config(is_causal=is_causal), torch.arange(11) >= torch.tensor([[11], [7], [0]])
+    config = tiny_config(**in_direction(is_causal, {"num_sink_tokens": 2}))
+    valid = torch.arange(11) >= torch.tensor([[11], [7], [0]])
     layout = (grid_layout if is_causal else bidirectional_layout)((3, 11), 4, "cpu", valid)
     assert local_attention_mask(config, layout, torch.float32).any(-1).all()
 
 
 @pytest.mark.parametrize("is_causal", [True, False])
 def test_4_gradients_stay_finite_beside_a_row_of_padding(is_causal):
-    model = tiny_model(is_causal=is_causal)
+    model = tiny_model(**in_direction(is_causal, {"num_sink_tokens": 2}))
     mask = torch.ones(2, 9, dtype=torch.long)
     mask[0] = 0
     model(random_ids(2, 9), attention_mask=mask).logits[1].sum().backward()
@@ -317,7 +363,7 @@ def test_4_right_padding_without_a_mask_changes_no_real_logit():
 @every_model
 @pytest.mark.parametrize("is_causal", [True, False])
 def test_5_packed_documents_give_the_logits_and_gradients_of_each_alone(is_causal, overrides):
-    model = double_model(is_causal=is_causal, **overrides)
+    model = double_model(**in_direction(is_causal, overrides))
     lengths = [5, 1, 8, 4, 13, 2]
     input_ids = random_ids(1, sum(lengths))
     position_ids = torch.cat([torch.arange(length) for length in lengths])[None]
@@ -452,7 +498,7 @@ def test_5_the_last_packed_document_continues_from_the_cache():
 
 
 def test_5_documents_stay_apart_where_their_chunks_are_merged_in_several_blocks():
-    model = double_model(chunk_size=1)
+    model = double_model(chunk_size=1, num_sink_tokens=1)
     lengths = [3, BLOCK, 2 * BLOCK, 5]
     input_ids = random_ids(1, sum(lengths))
     logits = model(input_ids, cu_seq_lens_q=torch.tensor([0, *lengths]).cumsum(0)).logits
@@ -460,41 +506,51 @@ def test_5_documents_stay_apart_where_their_chunks_are_merged_in_several_blocks(
     torch.testing.assert_close(logits, alone, **CLOSE)
 
 
-@pytest.mark.parametrize("last", [1, 4, 6])
-def test_5_packed_documents_leave_the_state_of_the_last_one_alone(last):
-    model, input_ids = double_model(), random_ids(1, 9 + last)
+@pytest.mark.parametrize("last", [1, 4, 6, 10, 13])
+@every_model
+def test_5_packed_documents_leave_the_state_of_the_last_one_alone(last, overrides):
+    model, input_ids = double_model(**overrides), random_ids(1, 9 + last)
     packed = cache_of(model(input_ids, cu_seq_lens_q=torch.tensor([0, 9, 9 + last]), use_cache=True))
     alone = cache_of(model(input_ids[:, 9:], use_cache=True))
-    for ours, expected in zip(packed.layers, alone.layers, strict=True):
-        for mine, theirs in zip(tensors(ours.state), tensors(expected.state), strict=True):
-            torch.testing.assert_close(mine, theirs, **CLOSE)
+    assert_same_state(packed, alone)
 
 
 # 6. Rollback
 
 
-@pytest.mark.parametrize("removed", [0, 1, 2, 3, 4, 5, 9, 12])
-@pytest.mark.parametrize("pieces", [[12], [1] * 12, [5, 1, 1, 5]])
+# Back from the last of five chunks into every one before it: into the first with 15 and 16 of 19 tokens.
+@pytest.mark.parametrize("removed", [0, 1, 2, 3, 5, 8, 12, 15, 16])
+@pytest.mark.parametrize("pieces", [[16], [1] * 16, [5, 1, 1, 9]])
 @every_model
 def test_6_crop_gives_the_state_of_never_having_seen_the_tokens(removed, pieces, overrides):
     model = double_model(**overrides)
     input_ids, mask = random_ids(2, 19), torch.ones(2, 19, dtype=torch.long)
-    mask[1, :3] = 0
+    mask[1, :2] = 0
     cache, never = DynamicCache(config=model.config), DynamicCache(config=model.config)
-    model(input_ids[:, :7], attention_mask=mask[:, :7], cache=cache)
-    model(input_ids[:, :7], attention_mask=mask[:, :7], cache=never)
+    model(input_ids[:, :3], attention_mask=mask[:, :3], cache=cache)
+    model(input_ids[:, :3], attention_mask=mask[:, :3], cache=never)
     cache.activate_past_recording()
-    start = 7
+    start = 3
     for size in pieces:
         model(input_ids[:, start : start + size], cache=cache)
         start += size
     cache.crop(-removed)
-    for position in range(7, 19 - removed):
+    for position in range(3, 19 - removed):
         model(input_ids[:, position : position + 1], cache=never)
     assert cache.get_seq_length() == never.get_seq_length() == 19 - removed
-    for mine, theirs in zip(cache.layers, never.layers, strict=True):
-        for ours, expected in zip(tensors(mine.state), tensors(theirs.state), strict=True):
-            torch.testing.assert_close(ours, expected, **CLOSE)
+    assert_same_state(cache, never)
+
+
+def test_6_crop_takes_the_sinks_out_of_the_state_where_the_window_still_holds_them():
+    model = double_model(num_sink_tokens=2)
+    cache = DynamicCache(config=model.config)
+    cache.activate_past_recording()
+    model(random_ids(1, 14), cache=cache)
+    for removed, has_sinks in ((0, True), (5, True), (1, False), (5, False)):  # 14, 9, 8 and 3 tokens are left
+        cache.crop(-removed)
+        for layer in cache.layers:
+            assert layer.state.window.slots(0, 2).keys.any() == has_sinks
+            assert layer.state.window.slots(0, 2).values.any() == has_sinks
 
 
 def test_6_crop_undoes_padding_that_came_with_the_tokens():
@@ -610,23 +666,80 @@ def test_7_reset_leaves_a_cache_as_good_as_new(make):
 
 # 8. Constant state
 
+STATES = {
+    "default": {},
+    "local with sinks": {"layer_pattern": ["local"], "num_sink_tokens": 3},
+    "latent, no convolution": {"layer_pattern": ["latent"], "conv_kernel_size": 0, "mlp_conv_kernel_size": 0},
+    "mixed with sinks": PATTERNS["mixed with sinks"],
+}
+
+
+def saved_bytes(cache: DynamicCache) -> int:
+    buffer = io.BytesIO()
+    torch.save(cache, buffer)
+    return buffer.tell()
+
+
+def storage_bytes(cache) -> int:
+    return sum(leaf.untyped_storage().nbytes() for layer in cache.layers for leaf in tensors(layer.state))
+
+
+def assert_storage_is_owned(cache) -> None:
+    """A view would keep the whole of what it is a view of, in memory and on disk."""
+    leaves = [leaf for layer in cache.layers for leaf in tensors(layer.state)]
+    assert [leaf.shape for leaf in leaves if leaf.untyped_storage().nbytes() != leaf.nbytes] == []
+
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("local_attention", "kernel"), [(True, 4), (False, 0)])
-def test_8_the_cache_has_the_bytes_of_the_formula_after_64_and_after_65536_tokens(local_attention, kernel, dtype):
-    model = tiny_model(
-        dtype=dtype, num_hidden_layers=1, chunk_size=32, local_attention=local_attention, conv_kernel_size=kernel
-    )
-    cache, sizes = DynamicCache(config=model.config), []
-    with torch.no_grad():
-        for length in (64, 65_536 - 64):
-            for piece in random_ids(2, length).split(16_384, dim=1):
-                model(piece, cache=cache, logits_to_keep=1)
-            leaves = [leaf for layer in cache.layers for leaf in tensors(layer.state)]
-            sizes.append(sum(leaf.numel() * leaf.element_size() for leaf in leaves))
-            assert all(leaf.untyped_storage().nbytes() == leaf.nbytes for leaf in leaves if leaf.ndim > 1)
-    assert cache.get_seq_length() == 65_536
-    assert sizes == [model.config.state_bytes(batch_size=2, dtype=dtype)] * 2
+@pytest.mark.parametrize("overrides", STATES.values(), ids=STATES)
+@torch.no_grad()
+def test_8_the_cache_has_the_bytes_of_the_formula_after_64_and_after_65536_tokens(overrides, dtype):
+    model = tiny_model(dtype=dtype, **{"chunk_size": 32, **overrides})
+    expected, sizes = model.config.state_bytes(batch_size=2, dtype=dtype), []
+    for length in (64, 65_536):
+        cache = DynamicCache(config=model.config)
+        for piece in random_ids(2, length).split([length - 20, 19, 1], dim=1):  # a prompt, more of it and a step
+            model(piece, cache=cache, logits_to_keep=1)
+            assert storage_bytes(cache) == expected
+            sizes += [saved_bytes(cache), saved_bytes(copy.deepcopy(cache))]
+        assert cache.get_seq_length() == length
+    assert max(sizes) - min(sizes) < 300  # numbers that say how many tokens there were
+
+
+@every_model
+@torch.no_grad()
+def test_8_every_tensor_of_a_state_owns_its_storage(overrides):
+    model, mask = double_model(**overrides), torch.ones(3, 7, dtype=torch.long)
+    mask[0, :2] = 0
+    for inputs in ({}, {"attention_mask": mask}, {"position_ids": torch.tensor([[0, 1, 0, 1, 2, 3, 4]] * 3)}):
+        cache = DynamicCache(config=model.config)
+        cache.activate_past_recording()
+        model(random_ids(3, 7), cache=cache, **inputs)
+        assert_storage_is_owned(cache)
+        for piece in random_ids(3, 14).split([1, 1, 1, 1, 1, 9], dim=1):  # steps within and into chunks
+            model(piece, cache=cache)
+            assert_storage_is_owned(cache)
+        for removed in (3, 7, 6):  # to within the last piece, to a step and to within the first piece
+            cache.crop(-removed)
+            assert_storage_is_owned(cache)
+        cache.reorder_cache(torch.tensor([2, 0, 0]))
+        assert_storage_is_owned(cache)
+        cache.batch_repeat_interleave(2)
+        assert_storage_is_owned(cache)
+        cache.batch_select_indices(torch.tensor([5, 1]))
+        assert_storage_is_owned(cache)
+
+
+@every_model
+@torch.no_grad()
+def test_8_every_tensor_of_a_static_state_owns_its_storage(overrides):
+    model = double_model(**overrides)
+    cache = StaticCache(config=model.config, max_cache_len=64)
+    for piece in random_ids(3, 16).split([7, 1, 1, 1, 1, 5], dim=1):
+        model(piece, cache=cache)
+        assert_storage_is_owned(cache)
+    cache.reorder_cache(torch.tensor([2, 0, 0]))
+    assert_storage_is_owned(cache)
 
 
 # 9. Precision
@@ -643,16 +756,16 @@ def test_9_half_precision_is_close_to_float32_at_16384_tokens(dtype):
         expected = model(input_ids).logits
         outputs = model.to(dtype)(input_ids, use_cache=True)
     assert (outputs.logits.float() - expected).norm() / expected.norm() < 3e-2
-    memory = cache_of(outputs).layers[0].state.memory
-    assert memory.lse.dtype == memory.out.dtype == torch.float32
+    statistics = cache_of(outputs).layers[-1].state.memory.statistics
+    assert statistics.lse.dtype == statistics.out.dtype == torch.float32
 
 
 def test_9_statistics_merge_in_float32_under_autocast():
-    lse, out = torch.randn(1, 9, 2, 3), torch.randn(1, 9, 2, 3, 4)
+    chunks = Statistics(torch.randn(1, 9, 2, 3), torch.randn(1, 9, 2, 3, 4))
     first = empty_statistics((1, 2, 3), 4, torch.float32, "cpu")
-    expected = exclusive_prefix(lse, out, *first)
+    expected = exclusive_prefix(chunks, first)
     with torch.autocast("cpu", torch.bfloat16):
-        merged = exclusive_prefix(lse, out, *first)
+        merged = exclusive_prefix(chunks, first)
     assert all(map(torch.equal, merged, expected))
 
 
@@ -693,7 +806,8 @@ def test_9_large_scores_stay_finite_forward_and_backward(dtype):
 @pytest.mark.parametrize("is_causal", [True, False])
 def test_10_backends_agree_with_eager(backend, is_causal):
     torch.compiler.reset()  # flex attention compiles; on a CPU its kernels for dynamic shapes do not build
-    model = tiny_model(is_causal=is_causal, num_hidden_layers=1)
+    overrides = in_direction(is_causal, {"num_sink_tokens": 2})
+    model = tiny_model(num_hidden_layers=1, layer_pattern=["both"], **overrides)
     input_ids, mask = random_ids(2, 11), torch.ones(2, 11, dtype=torch.long)
     mask[0, :3] = 0
     logits = {}
@@ -716,7 +830,7 @@ def test_10_every_step_goes_through_the_attention_interface(monkeypatch):
 
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._local_mapping, "sdpa", counting)
     for is_causal, expected in ((True, 3), (False, 4)):
-        model = tiny_model(is_causal=is_causal, num_hidden_layers=1)
+        model = tiny_model(is_causal=is_causal, num_hidden_layers=1, layer_pattern=["both"])
         calls.clear()
         model(random_ids(1, 9))
         layer = model.model.layers[0]
@@ -737,7 +851,7 @@ def test_10_flash_attention_is_a_clear_error():
 
 def test_11_activations_are_linear_in_the_number_of_tokens():
     """Bytes that autograd keeps for the backward pass, 4 times the tokens: at most 4.3 times as many."""
-    model, kept = tiny_model(num_hidden_layers=1, chunk_size=16), []
+    model, kept = tiny_model(num_hidden_layers=1, layer_pattern=["both"], chunk_size=16, num_sink_tokens=4), []
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     for length in (4096, 16_384):
         storages = {}
@@ -767,7 +881,7 @@ def test_11_no_single_tensor_of_a_forward_grows_faster_than_the_tokens():
             self.largest = max([self.largest, *(leaf.numel() for leaf in tensors(result))])
             return result
 
-    model, largest = tiny_model(num_hidden_layers=1, chunk_size=1), []
+    model, largest = tiny_model(num_hidden_layers=1, layer_pattern=["both"], chunk_size=1, num_sink_tokens=1), []
     for length in (2048, 8192):
         with Largest() as mode, torch.no_grad():
             model(random_ids(1, length), use_cache=False, logits_to_keep=1)

@@ -18,7 +18,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CompileConfig
 
-from common import random_ids, tiny_model
+from common import PATTERNS, every_pattern, random_ids, tiny_model
 from modeling_latent.cache_name import cache_of
 
 
@@ -31,9 +31,13 @@ def cuda_model(dtype: torch.dtype = torch.bfloat16, **overrides):
     return tiny_model(dtype=dtype, **{**sizes, "chunk_size": 64, **overrides}).cuda()
 
 
-@pytest.mark.parametrize("is_causal", [True, False])
-def test_cuda_equals_cpu(is_causal):
-    model, input_ids = cuda_model(torch.float32, is_causal=is_causal), random_ids(2, 300)
+@pytest.mark.parametrize(
+    "overrides",
+    [*PATTERNS.values(), {"is_causal": False, "layer_pattern": ["both"]}],
+    ids=[*PATTERNS, "bidirectional"],
+)
+def test_cuda_equals_cpu(overrides):
+    model, input_ids = cuda_model(torch.float32, **overrides), random_ids(2, 300)
     logits = model(input_ids.cuda()).logits.cpu()
     torch.testing.assert_close(logits, model.cpu()(input_ids).logits, atol=1e-3, rtol=1e-3)
 
@@ -41,15 +45,17 @@ def test_cuda_equals_cpu(is_causal):
 @pytest.mark.parametrize("is_causal", [True, False])
 def test_every_attention_runs_in_a_fused_kernel_forward_and_backward(is_causal):
     """Without the unfused kernel among the choices, SDPA raises where it would have taken it."""
-    model, mask = cuda_model(is_causal=is_causal), torch.ones(2, 300, dtype=torch.long, device="cuda")
+    model = cuda_model(is_causal=is_causal, layer_pattern=["both"], num_sink_tokens=4 if is_causal else 0)
+    mask = torch.ones(2, 300, dtype=torch.long, device="cuda")
     mask[0, :70] = 0
     with sdpa_kernel(FUSED):
         model(random_ids(2, 300).cuda(), attention_mask=mask).logits.float().square().mean().backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
 
 
-def test_decoding_does_not_wait_for_the_device():
-    model, prompt = cuda_model(), random_ids(2, 130).cuda()
+@every_pattern
+def test_decoding_does_not_wait_for_the_device(pattern):
+    model, prompt = cuda_model(**pattern), random_ids(2, 130).cuda()
     outputs = model(prompt, use_cache=True)
     kwargs = model._update_model_kwargs_for_generation(outputs, {"use_cache": True}, is_encoder_decoder=False)
     for step in range(70):  # one of them enters a chunk
@@ -63,8 +69,9 @@ def test_decoding_does_not_wait_for_the_device():
         assert cache_of(outputs).get_seq_length() == 131 + step
 
 
-def test_compiled_static_cache_generates_what_the_dynamic_one_does():
-    model, prompt = cuda_model(torch.float32), random_ids(1, 130).cuda()
+@every_pattern
+def test_compiled_static_cache_generates_what_the_dynamic_one_does(pattern):
+    model, prompt = cuda_model(torch.float32, **pattern), random_ids(1, 130).cuda()
     settings = {"max_new_tokens": 140, "do_sample": False, "pad_token_id": 0}
     compiled = model.generate(prompt, cache_implementation="static", compile_config=CompileConfig(), **settings)
     assert torch.equal(compiled, model.generate(prompt, **settings))

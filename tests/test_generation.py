@@ -39,8 +39,8 @@ from transformers import (
 from transformers.generation import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput, GenerationMixin
 from transformers.generation.streamers import BaseStreamer
 
-from common import CLOSE, double_model, random_ids, randomize, tiny_config, tiny_model
-from modeling_latent import LatentAttentionForCausalLM, cache_latent
+from common import CLOSE, PATTERNS, double_model, every_pattern, random_ids, randomize, tiny_config, tiny_model
+from modeling_latent import LatentAttention, LatentAttentionForCausalLM, cache_latent
 from modeling_latent.cache_name import CACHE_NAME, cache_of
 
 
@@ -104,10 +104,10 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 # Decoding methods
 
 
-@pytest.mark.parametrize("local_attention", [True, False])
+@every_pattern
 @pytest.mark.parametrize("kernel", [0, 4])
-def test_greedy_takes_the_likeliest_token_of_a_full_forward_every_time(local_attention, kernel):
-    model = double_model(local_attention=local_attention, conv_kernel_size=kernel)
+def test_greedy_takes_the_likeliest_token_of_a_full_forward_every_time(kernel, pattern):
+    model = double_model(conv_kernel_size=kernel, **pattern)
     expected = random_ids(2, 6)
     for _ in range(NEW):
         likeliest = model(expected, use_cache=False).logits[:, -1].argmax(-1, keepdim=True)
@@ -175,11 +175,13 @@ def test_dict_outputs_have_the_shapes_of_every_step(method, use_cache):
         assert [tensor.shape for tensor in per_step] == [(rows, 31)] * NEW
     tokens = [6] + [1 if use_cache else 6 + step for step in range(1, NEW)]
     assert [[state.shape for state in step] for step in out.hidden_states] == [[(rows, t, 16)] * 3 for t in tokens]
-    assert [[read.shape for read in step] for step in out.attentions] == [[(rows, 4, t, 3)] * 2 for t in tokens]
+    for step, t in zip(out.attentions, tokens, strict=True):
+        local, both = step
+        assert local is None and both.shape == (rows, 4, t, 3)
 
 
 def test_what_a_step_records_is_what_a_full_forward_records():
-    model, (_, batch) = eager_model(), left_padded([6, 3])
+    model, (_, batch) = eager_model(layer_pattern=["both", "latent"]), left_padded([6, 3])
     out = generate(model, **batch, **EVERYTHING)
     mask = torch.cat([batch["attention_mask"], torch.ones(2, NEW - 1, dtype=torch.long)], dim=1)
     full = model(out.sequences[:, :-1], attention_mask=mask, output_hidden_states=True, output_attentions=True)
@@ -196,7 +198,7 @@ def test_what_a_step_records_is_what_a_full_forward_records():
 
 
 def test_attentions_say_which_latent_is_read():
-    model, prompt = eager_model(), random_ids(2, 6)
+    model, prompt = eager_model(layer_pattern=["both"]), random_ids(2, 6)
     expected = generate(model, prompt, **EVERYTHING)
     for layer in model.model.layers:
         layer.latent_attention.latents.data = layer.latent_attention.latents.data.flip(0)
@@ -210,9 +212,10 @@ def test_attentions_say_which_latent_is_read():
 # Padding
 
 
+@every_pattern
 @pytest.mark.parametrize("settings", [{}, {"num_beams": 3}, {"cache_implementation": "static"}, {"use_cache": False}])
-def test_left_padded_rows_generate_what_they_do_alone(settings):
-    model, (rows, batch) = double_model(), left_padded([11, 8, 6, 4, 1])
+def test_left_padded_rows_generate_what_they_do_alone(settings, pattern):
+    model, (rows, batch) = double_model(**pattern), left_padded([11, 8, 6, 4, 1])
     together = generate(model, **batch, **settings)
     for row, generated in zip(rows, together, strict=True):
         assert torch.equal(generated[-NEW:], generate(model, row, **settings)[0, -NEW:])
@@ -346,12 +349,13 @@ def test_logits_to_keep_takes_a_number_or_indices():
 # Continuation
 
 
+@every_pattern
 @each_cache
 @pytest.mark.parametrize("extra", [0, 1, 6])
 @pytest.mark.parametrize("lengths", [[7, 7], [7, 4, 1]])
-def test_a_returned_cache_is_continued_as_if_all_had_been_one_prompt(lengths, extra, cache_implementation):
+def test_a_returned_cache_is_continued_as_if_all_had_been_one_prompt(lengths, extra, cache_implementation, pattern):
     """`extra`: tokens after the last generated one, which no forward has seen yet; padded in front like a prompt."""
-    model, (_, batch) = double_model(), left_padded(lengths)
+    model, (_, batch) = double_model(**pattern), left_padded(lengths)
     settings = {"cache_implementation": cache_implementation, "return_dict_in_generate": True}
     out = generate(model, **batch, **settings)
     mask = [batch["attention_mask"], torch.ones(len(lengths), NEW, dtype=torch.long)]
@@ -416,10 +420,11 @@ def test_a_cache_that_autocast_filled_is_continued_without_and_the_other_way_rou
             assert (logits - expected).norm() / expected.norm() < 0.05
 
 
+@every_pattern
 @each_cache
 @pytest.mark.parametrize("prefill_chunk_size", [1, 3, 4, 5, 8, 20])
-def test_prefill_in_pieces_generates_the_same(prefill_chunk_size, cache_implementation):
-    model, (_, batch) = double_model(), left_padded([11, 8, 1])
+def test_prefill_in_pieces_generates_the_same(prefill_chunk_size, cache_implementation, pattern):
+    model, (_, batch) = double_model(**pattern), left_padded([11, 8, 1])
     expected = generate(model, **batch)
     settings = {"prefill_chunk_size": prefill_chunk_size, "cache_implementation": cache_implementation}
     assert torch.equal(generate(model, **batch, **settings), expected)
@@ -568,10 +573,11 @@ def test_continuous_batching_is_refused():
 # Caches
 
 
+@every_pattern
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("method", ["greedy", "sampling", "beam search"])
-def test_static_cache_generates_what_a_dynamic_one_does(method, dtype):
-    model, (_, batch) = tiny_model(dtype=dtype), left_padded([7, 3])
+def test_static_cache_generates_what_a_dynamic_one_does(method, dtype, pattern):
+    model, (_, batch) = tiny_model(dtype=dtype, **pattern), left_padded([7, 3])
     out = generate(model, **batch, **METHODS[method], cache_implementation="static", return_dict_in_generate=True)
     assert type(cache_of(out)) is StaticCache
     assert torch.equal(out.sequences, generate(model, **batch, **METHODS[method]))
@@ -625,9 +631,13 @@ def compiled_graphs() -> int:
 
 
 # Rows that enter a chunk together: none or all; none, one or two.
-@pytest.mark.parametrize(("lengths", "graphs"), [([6], 2), ([6, 6], 2), ([8, 6, 4], 3)])
-def test_compiled_greedy_equals_dynamic_with_a_few_graphs_for_any_number_of_tokens(compiled, lengths, graphs):
-    model, settings = double_model(), compiled()
+@pytest.mark.parametrize(
+    ("lengths", "graphs", "pattern"),
+    [([6], 2, {}), ([6, 6], 2, {}), *(([8, 6, 4], 3, pattern) for pattern in PATTERNS.values())],
+    ids=str,
+)
+def test_compiled_greedy_equals_dynamic_with_a_few_graphs_for_any_number_of_tokens(compiled, lengths, graphs, pattern):
+    model, settings = double_model(**pattern), compiled()
     for seed, new in ((1, NEW), (7, 2 * NEW)):
         batch = left_padded(lengths, seed)[1]
         expected = generate(model, **batch, max_new_tokens=new)
@@ -637,7 +647,7 @@ def test_compiled_greedy_equals_dynamic_with_a_few_graphs_for_any_number_of_toke
 
 def test_any_number_of_rows_may_enter_a_chunk_in_one_compiled_step(compiled):
     model, (_, batch) = (
-        double_model(num_hidden_layers=1),
+        double_model(num_hidden_layers=1, layer_pattern=["both"], num_sink_tokens=2),
         left_padded([5, 6, 10, 7, 3, 11, 4, 8, 12, 16]),
     )  # one, two, three and four
     expected = generate(model, **batch)
@@ -646,7 +656,7 @@ def test_any_number_of_rows_may_enter_a_chunk_in_one_compiled_step(compiled):
 
 
 def test_compiled_steps_record_everything(compiled):
-    model, prompt = eager_model(num_hidden_layers=1), random_ids(2, 6)
+    model, prompt = eager_model(num_hidden_layers=1, layer_pattern=["both"]), random_ids(2, 6)
     ours, expected = generate(model, prompt, **EVERYTHING, **compiled()), generate(model, prompt, **EVERYTHING)
     assert compiled_graphs() == 2
     for name in ("scores", "logits", "hidden_states", "attentions"):
@@ -655,13 +665,14 @@ def test_compiled_steps_record_everything(compiled):
 
 @pytest.mark.parametrize("lengths", [[9], [9, 6]])
 def test_prefill_in_pieces_compiles(compiled, lengths):
-    model, (_, batch) = double_model(num_hidden_layers=1), left_padded(lengths)
+    model, (_, batch) = double_model(num_hidden_layers=1, layer_pattern=["both"]), left_padded(lengths)
     out = generate(model, **batch, prefill_chunk_size=3, **compiled())
     assert torch.equal(out, generate(model, **batch))
 
 
-def test_a_compiled_step_finds_out_by_itself_which_rows_enter_a_chunk(compiled):
-    model, (_, batch) = double_model(num_hidden_layers=1), left_padded([8, 6, 4])
+@every_pattern
+def test_a_compiled_step_finds_out_by_itself_which_rows_enter_a_chunk(compiled, pattern):
+    model, (_, batch) = double_model(**pattern), left_padded([8, 6, 4])
     more = random_ids(3, NEW, seed=7)
     mask = torch.nn.functional.pad(batch["attention_mask"], (0, NEW), value=1)
     expected = model(torch.cat([batch["input_ids"], more], dim=1), attention_mask=mask).logits[:, 8:]
@@ -675,7 +686,7 @@ def test_a_compiled_step_finds_out_by_itself_which_rows_enter_a_chunk(compiled):
 
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="needs a C++ compiler")
 def test_generated_code_equals_dynamic(compiled):
-    model, prompt = double_model(num_hidden_layers=1), random_ids(1, 6)
+    model, prompt = double_model(num_hidden_layers=1, layer_pattern=["both"]), random_ids(1, 6)
     assert torch.equal(generate(model, prompt, **compiled("inductor")), generate(model, prompt))
 
 
@@ -684,7 +695,10 @@ def test_generated_code_equals_dynamic(compiled):
 
 def helper_settings(model, helper: str, tokens: int) -> dict:
     """`tokens` candidates per round."""
-    assistant = {"same weights": double_model(), "random weights": double_model(seed=9, num_hidden_layers=1)}
+    assistant = {
+        "same weights": double_model(layer_pattern=model.config.layer_pattern),
+        "random weights": double_model(seed=9, num_hidden_layers=1),
+    }
     if helper == "prompt lookup":
         return {"prompt_lookup_num_tokens": tokens}
     assistant = assistant.get(helper, model)
@@ -725,8 +739,11 @@ def test_assisted_generation_takes_a_padded_prompt(helper):
 
 @each_helper
 def test_assisted_generation_returns_everything_as_greedy_does(helper):
-    """Not the values of hidden states and attentions: the library cuts those of the first round off the prompt's."""
-    model, prompt = eager_model(), random_ids(1, 6)
+    """
+    Not the values of hidden states and attentions: the library cuts those of the first round off the prompt's. And it
+    wants attentions of every layer.
+    """
+    model, prompt = eager_model(layer_pattern=["both"]), random_ids(1, 6)
     assisted = generate(model, prompt, **EVERYTHING, **helper_settings(model, helper, 3))
     greedy = generate(model, prompt, **EVERYTHING)
     for name in ("scores", "logits"):
@@ -848,7 +865,7 @@ def test_a_cache_that_recorded_before_assisted_generation_goes_on_recording():
 
 
 def test_assisted_sampling_returns_everything_for_every_token():
-    model, prompt = eager_model(), random_ids(1, 6)
+    model, prompt = eager_model(layer_pattern=["both"]), random_ids(1, 6)
     out = generate(model, prompt, do_sample=True, **EVERYTHING, **helper_settings(model, "same weights", 3))
     assert out.sequences.shape == (1, 6 + NEW)
     for per_step in (out.scores, out.logits, out.hidden_states, out.attentions):
@@ -911,7 +928,7 @@ def record_calls(module: torch.nn.Module, calls: list) -> None:
 
 @each_cache
 def test_the_latents_side_runs_once_per_chunk(cache_implementation):
-    model = double_model()
+    model = double_model(layer_pattern=["both", "latent"])
     names = ("latent_self", "input_to_latent.q_proj", "latent_to_input.k_proj")
     calls = [{name: [] for name in names} for _ in model.model.layers]
     for layer, of_layer in zip(model.model.layers, calls, strict=True):
@@ -1064,7 +1081,10 @@ def test_an_empty_cache_made_for_another_model_is_refused(make):
         {"conv_kernel_size": 3},
         {"mlp_conv_kernel_size": 0},
         {"mlp_conv_kernel_size": 4},
-        {"local_attention": False},
+        {"num_sink_tokens": 2},
+        {"layer_pattern": ["local"]},
+        {"layer_pattern": ["latent"]},
+        {"layer_pattern": ["both", "local"]},
     ],
     ids=str,
 )
@@ -1081,6 +1101,9 @@ def test_the_error_names_what_differs_and_nothing_else():
     cache = cache_of(other(random_ids(1, 9), use_cache=True))
     with pytest.raises(ValueError, match="a model with {'chunk_size': 8}, but this one has {'chunk_size': 4}"):
         double_model()(random_ids(1, 1), cache=cache)
+    # A pattern counts by the layers that come of it.
+    same = double_model(layer_pattern=["local", "both", "latent"])
+    same(random_ids(1, 1), cache=cache_of(double_model()(random_ids(1, 9), use_cache=True)))
 
 
 def test_empty_layers_of_another_copy_of_the_code_give_way_to_layers_of_the_same_kind():
@@ -1131,7 +1154,7 @@ def test_a_single_sequence_has_to_be_a_batch_of_one():
     ):
         double_model()(random_ids(6))
     with pytest.raises(ValueError, match="put a single sequence into a batch of one"):
-        double_model().model.layers[0].latent_attention(torch.randn(6, 16))
+        LatentAttention(tiny_config())(torch.randn(6, 16))
 
 
 @pytest.mark.parametrize("name", ["position_ids", "seq_idx"])

@@ -34,7 +34,7 @@ every_form = pytest.mark.parametrize(("settings", "change"), FORMS.values(), ids
 @pytest.fixture
 def original(tmp_path) -> LatentAttentionForCausalLM:
     set_seed(0)
-    model = LatentAttentionForCausalLM(tiny_config(**SIZES)).eval()
+    model = LatentAttentionForCausalLM(tiny_config(**SIZES, num_sink_tokens=2)).eval()
     model.save_pretrained(tmp_path)
     return model
 
@@ -59,7 +59,11 @@ def test_a_quantized_model_says_nearly_the_same_and_generates(settings, change, 
     }
     options["attention_mask"][0, :3] = 0
     generated = model.generate(input_ids, **options)
-    assert torch.equal(generated, model.generate(input_ids, use_cache=False, **options))
+    mask = torch.nn.functional.pad(options["attention_mask"], (0, 9), value=1)
+    logits = model(generated, mask, use_cache=False).logits[:, 21:-1]
+    # Activations are rounded a little differently beside others: a near tie may be broken the other way.
+    short_of_the_likeliest = logits.amax(-1) - logits.gather(-1, generated[:, 22:, None])[..., 0]
+    assert short_of_the_likeliest.max() < 0.1
 
 
 @every_form

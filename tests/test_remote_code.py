@@ -32,7 +32,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFas
 from transformers.dynamic_module_utils import get_relative_imports
 from transformers.models.auto import modeling_auto
 
-from common import random_ids, tiny_model
+from common import PATTERNS, random_ids, tiny_model
 from modeling_latent import LatentAttentionConfig, LatentAttentionForCausalLM, LatentAttentionModel
 
 
@@ -94,10 +94,14 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="w01", clean_up_tokenization_spaces=False)
 
 
+def saved_model(**overrides) -> LatentAttentionForCausalLM:
+    return tiny_model(**PATTERNS["mixed with sinks"], pad_token_id=1, **overrides)
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("saved") / "tiny"
-    tiny_model(pad_token_id=1).save_pretrained(folder)
+    saved_model().save_pretrained(folder)
     word_tokenizer().save_pretrained(folder)
     return folder
 
@@ -146,8 +150,8 @@ def read_as_a_stranger(folder, again, prompt):
     from transformers import AutoConfig, AutoTokenizer, pipeline
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-    # Masked language modelling refuses a causal configuration, so its class is read as bidirectional.
-    settings = {"AutoModelForMaskedLM": {"is_causal": False}}
+    # Masked language modelling refuses a causal configuration, so its class is read as bidirectional, without sinks.
+    settings = {"AutoModelForMaskedLM": {"is_causal": False, "num_sink_tokens": 0}}
     names = [name for name in config.auto_map if name != "AutoConfig"]
     models = {
         name: getattr(transformers, name).from_pretrained(folder, trust_remote_code=True, **settings.get(name, {}))
@@ -266,7 +270,7 @@ def test_two_checkpoints_in_one_process_each_run_their_own_code(environment, sav
         assert all(map(torch.equal, beside["tokens"], found["alone"]["tokens"]))
 
 
-@pytest.mark.parametrize("overrides", [{}, {"is_causal": False}, {"local_attention": False, "conv_kernel_size": 0}])
+@pytest.mark.parametrize("overrides", [{}, {"is_causal": False}, {"layer_pattern": ["latent"], "conv_kernel_size": 0}])
 @pytest.mark.parametrize("base_alone", [False, True])
 def test_the_folder_holds_all_code_and_names_every_class(overrides, base_alone, tmp_path):
     model = tiny_model(**overrides)
@@ -297,7 +301,7 @@ def test_imports_resolve_in_the_folder_or_at_any_reader_s(path):
 def test_with_the_package_imported_its_own_classes_load(saved):
     model, ids = AutoModelForCausalLM.from_pretrained(saved), random_ids(2, 11)
     assert type(model) is LatentAttentionForCausalLM
-    assert torch.equal(model(ids).logits, tiny_model()(ids).logits)
+    assert torch.equal(model(ids).logits, saved_model()(ids).logits)
     base = AutoModel.from_pretrained(saved, trust_remote_code=True)
     assert type(base) is LatentAttentionModel
     assert torch.equal(base(ids).last_hidden_state, model.model(ids).last_hidden_state)

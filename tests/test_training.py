@@ -13,6 +13,9 @@
 # limitations under the License.
 """Training, and saving and loading in all the ways of the library."""
 
+import functools
+import itertools
+import math
 import os
 import re
 from datetime import timedelta
@@ -48,6 +51,7 @@ from modeling_latent import (
     LatentAttentionModel,
 )
 from modeling_latent.cache_name import CACHE_NAME, cache_of
+from modeling_latent.prefix_statistics import Statistics, merge, repeated_at_random
 
 
 VOCAB = 31
@@ -155,10 +159,11 @@ def test_logits_to_keep(kept, positions):
 
 @pytest.mark.parametrize("randomized", [True, False])
 @pytest.mark.parametrize("is_causal", [True, False])
-@pytest.mark.parametrize(("local_attention", "kernel"), [(True, 4), (False, 4), (True, 0), (False, 0)])
-def test_every_parameter_has_a_gradient(is_causal, local_attention, kernel, randomized):
+@pytest.mark.parametrize("kernel", [4, 0])
+@pytest.mark.parametrize("layer_pattern", [["both"], ["latent"], ["local", "both"]], ids="-".join)
+def test_every_parameter_has_a_gradient(is_causal, layer_pattern, kernel, randomized):
     model = LatentAttentionForCausalLM(
-        tiny_config(is_causal=is_causal, local_attention=local_attention, conv_kernel_size=kernel, attention_bias=True)
+        tiny_config(is_causal=is_causal, layer_pattern=layer_pattern, conv_kernel_size=kernel, attention_bias=True)
     )
     model = randomize(model) if randomized else model
     input_ids = random_ids(2, LENGTH)
@@ -172,7 +177,7 @@ def test_every_parameter_has_a_gradient(is_causal, local_attention, kernel, rand
 @pytest.mark.parametrize("length", [3, 4])
 def test_in_a_single_chunk_nothing_is_compressed_and_the_compression_has_a_gradient_of_zero(length):
     # Missing ones would let processes that train together wait for each other, or exchange unlike buffers.
-    model, input_ids = tiny_model().train(), random_ids(2, length)
+    model, input_ids = tiny_model(layer_pattern=["both"]).train(), random_ids(2, length)
     found = gradients(model, input_ids=input_ids, labels=input_ids)
     assert None not in found.values()
     without = {re.sub(r"^model\.layers\.\d\.", "", name) for name, gradient in found.items() if not gradient.any()}
@@ -239,7 +244,7 @@ def read_chunks(layer: LatentAttention, times: int, compression: bool) -> torch.
     chunk = torch.randn(2, 2, 4, 4, generator=torch.Generator().manual_seed(1)).expand(times, -1, -1, -1, -1)
     keys, values = chunk.unbind(1)  # (X, Hkv, C, d)
     if compression:
-        return layer.statistics(keys, values)[1]  # (X, H, M, d)
+        return layer.statistics(keys, values).out  # (X, H, M, d)
     return layer.input_to_latent(layer.latent_queries().expand(times, -1, -1, -1), keys, values)[0]  # (X, M, D)
 
 
@@ -254,6 +259,58 @@ def test_attention_dropout_leaves_the_mean_as_it_is(compression, attention):
     draws = read_chunks(layer.train(), 20_000, compression)
     assert not torch.allclose(draws[0], draws[1], atol=1e-2)
     assert ((draws.mean(0) - expected[0]).abs() < 5 * draws.std(0) / 20_000**0.5).all()
+
+
+# Chunks that weigh as if the text repeated them
+
+
+def repeating_model(**overrides) -> LatentAttentionForCausalLM:
+    return tiny_model(max_chunk_repeats=8, **overrides)
+
+
+def test_chunks_are_repeated_in_training_only():
+    input_ids = random_ids(2, LENGTH)
+    expected = tiny_model()(input_ids).logits
+    assert torch.equal(repeating_model()(input_ids).logits, expected)
+    logits = repeating_model().train()(input_ids).logits
+    changed = (logits - expected).abs().amax((0, 2)) > 1e-3
+    # What one chunk says is the same however often it says it; from the third chunk on its share counts.
+    assert changed.tolist() == [False] * 8 + [True] * (LENGTH - 8)
+
+
+@pytest.mark.parametrize(("length", "is_causal"), [(3, True), (4, True), (LENGTH, False)])
+def test_where_no_chunk_is_compressed_alone_none_is_repeated(length, is_causal):
+    input_ids = random_ids(2, length)
+    repeated = repeating_model(is_causal=is_causal).train()(input_ids)
+    assert torch.equal(repeated.logits, tiny_model(is_causal=is_causal).train()(input_ids).logits)
+
+
+def test_a_chunk_weighs_as_if_it_had_been_merged_so_often(monkeypatch):
+    times = torch.tensor([[1, 3, 8], [5, 2, 1]])  # of each row's chunks
+    shape = (*times.shape, 2, 4)  # (R, N, H, M)
+    chunks = Statistics(torch.randn(shape, dtype=torch.float64), torch.randn(*shape, 5, dtype=torch.float64))
+    monkeypatch.setattr(torch, "rand", lambda *size, **kwargs: times.to(torch.float64).log() / math.log(8))
+    repeated = repeated_at_random(chunks, 8)
+    for row, chunk in itertools.product(range(2), range(3)):
+        one = Statistics(*(tensor[row, chunk] for tensor in chunks))
+        merged = functools.reduce(merge, [one] * times[row, chunk])
+        close(Statistics(*(tensor[row, chunk] for tensor in repeated)), merged, atol=1e-12)
+
+
+def test_how_often_is_drawn_anew_for_every_row_and_chunk_from_once_to_the_most():
+    chunks = Statistics(torch.zeros(40, 50, 2, 3), torch.zeros(40, 50, 2, 3, 4))
+    repeated = repeated_at_random(chunks, 8)
+    assert torch.equal(repeated.out, chunks.out)
+    draws = repeated.lse[:, :, 0, 0]
+    assert torch.equal(repeated.lse, draws[..., None, None].expand_as(repeated.lse))  # the same for heads and latents
+    assert draws.unique().numel() > 1900
+    assert 0 <= draws.min() < 0.01 * math.log(8) and 0.99 * math.log(8) < draws.max() <= math.log(8)
+    assert draws.mean().item() == pytest.approx(math.log(8) / 2, rel=0.05)  # uniform: its standard error is 1.3 %
+
+
+def test_every_parameter_has_a_gradient_where_chunks_are_repeated():
+    model, input_ids = repeating_model().train(), random_ids(2, LENGTH)
+    assert all(gradient.any() for gradient in gradients(model, input_ids=input_ids, labels=input_ids).values())
 
 
 def test_inputs_embeds_equal_their_ids_and_get_a_gradient():
@@ -301,6 +358,16 @@ def fresh_compiler():
     torch.compiler.reset()
 
 
+def one_layer(**overrides) -> LatentAttentionForCausalLM:
+    """With both attentions: what is compiled or traced is then small, and has everything."""
+    return tiny_model(num_hidden_layers=1, layer_pattern=["both"], **overrides)
+
+
+def in_direction(is_causal: bool) -> dict:
+    """What is read in both directions has no sinks."""
+    return {"is_causal": is_causal, "num_sink_tokens": 2 if is_causal else 0}
+
+
 def assert_compiled_equals_eager(model: LatentAttentionForCausalLM, **inputs):
     expected_loss, expected = model(**inputs).loss, gradients(model, **inputs)
     model.zero_grad(set_to_none=True)
@@ -317,17 +384,17 @@ def test_compiled_forward_and_backward_equal_eager(is_causal, padded, fresh_comp
     inputs = padded_batch()
     if not padded:
         del inputs["attention_mask"]
-    assert_compiled_equals_eager(tiny_model(is_causal=is_causal, num_hidden_layers=1).train(), **inputs)
+    assert_compiled_equals_eager(one_layer(**in_direction(is_causal)).train(), **inputs)
 
 
 def test_compiled_packed_documents_equal_eager(fresh_compiler):
     collator = DataCollatorWithFlattening(return_position_ids=False, return_flash_attn_kwargs=True)
     batch = collator([{"input_ids": random_ids(length).tolist()} for length in (5, 8, 1)])
-    assert_compiled_equals_eager(tiny_model(num_hidden_layers=1).train(), **batch)
+    assert_compiled_equals_eager(one_layer(num_sink_tokens=2).train(), **batch)
 
 
 def test_compiled_takes_position_ids_that_do_not_restart_and_refuses_others(fresh_compiler):
-    model, input_ids = tiny_model(num_hidden_layers=1), random_ids(1, LENGTH)
+    model, input_ids = one_layer(), random_ids(1, LENGTH)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     position_ids = torch.arange(LENGTH)[None]
     close(compiled(input_ids, position_ids=position_ids, use_cache=False).logits, model(input_ids).logits)
@@ -336,7 +403,7 @@ def test_compiled_takes_position_ids_that_do_not_restart_and_refuses_others(fres
 
 
 def test_compiled_refuses_what_it_would_silently_read_as_one_sequence(fresh_compiler):
-    model, input_ids = tiny_model(num_hidden_layers=1), random_ids(1, 12)
+    model, input_ids = one_layer(), random_ids(1, 12)
     compiled = torch.compile(model, backend="eager")
     cache = DynamicCache(config=model.config)
     model(input_ids, cache=cache)
@@ -348,7 +415,7 @@ def test_compiled_refuses_what_it_would_silently_read_as_one_sequence(fresh_comp
 
 @pytest.mark.parametrize("lengths", [[5, 1, 6], [1, 1, 1]], ids=str)  # the second needs all the room there is
 def test_compiled_takes_sequences_that_do_not_make_up_the_row(lengths, fresh_compiler):
-    model, input_ids = tiny_model(num_hidden_layers=1), random_ids(1, sum(lengths))
+    model, input_ids = one_layer(), random_ids(1, sum(lengths))
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     inner = torch.tensor(lengths).cumsum(0)[:-1]
     logits = compiled(input_ids, cu_seq_lens_q=inner, use_cache=False).logits
@@ -357,7 +424,7 @@ def test_compiled_takes_sequences_that_do_not_make_up_the_row(lengths, fresh_com
 
 def test_compiled_takes_a_mask_of_floats(fresh_compiler):
     """Whose values it can't look at."""
-    model, batch = tiny_model(num_hidden_layers=1), padded_batch()
+    model, batch = one_layer(), padded_batch()
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"].float(), "use_cache": False}
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     close(compiled(**inputs).logits, model(**inputs).logits)
@@ -365,7 +432,7 @@ def test_compiled_takes_a_mask_of_floats(fresh_compiler):
 
 @pytest.mark.parametrize("padded", [False, True])
 def test_one_graph_serves_all_batch_sizes_and_lengths(padded, fresh_compiler):
-    model, graphs = tiny_model(num_hidden_layers=1), []
+    model, graphs = one_layer(num_sink_tokens=2), []
 
     def counting(graph, example_inputs):
         graphs.append(graph)
@@ -473,7 +540,7 @@ def test_dtype_auto_is_the_saved_one(dtype, tmp_path):
 
 def test_a_device_map_never_splits_a_block():
     """Its parts would meet on two devices, at the residual connections."""
-    model = tiny_model(num_hidden_layers=4)
+    model = tiny_model(num_hidden_layers=4, layer_pattern=["both"])
     nbytes = sum(tensor.nbytes for tensor in model.model.layers[0].parameters())
     memory = {"cpu": model.model.embed_tokens.weight.nbytes + 5 * nbytes // 2, "disk": 10**9}
     device_map = accelerate.infer_auto_device_map(model, memory, no_split_module_classes=model._no_split_modules)
@@ -532,7 +599,7 @@ def test_weights_offloaded_by_accelerate_give_the_same_logits(where, tmp_path):
 
 WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_latents": 64, "initializer_range": 0.03}
 UNIT = 256**-0.5
-BRANCH = 0.03 / 6**0.5  # two layers of three branches
+BRANCH = 0.03 / 6**0.5  # two layers of up to three branches
 STD = {
     r"latents": 1.0,
     r"[qkv]_proj\.weight|input_to_latent\.o_proj\.weight|(gate|up)_proj\.weight": UNIT,
@@ -556,8 +623,11 @@ def assert_initialised(name: str, parameter: torch.Tensor):
     assert abs(parameter.mean().item()) <= 0.1 * std, name
 
 
-def test_fresh_parameters_follow_the_table():
-    model = LatentAttentionForCausalLM(tiny_config(**WIDE, vocab_size=100, attention_bias=True))
+@pytest.mark.parametrize("layer_pattern", [["local", "both"], ["both"], ["local", "latent"]], ids="-".join)
+def test_fresh_parameters_follow_the_table(layer_pattern):
+    """Whatever a layer leaves out, the others start as they do beside it."""
+    settings = {"layer_pattern": layer_pattern, "vocab_size": 100, "attention_bias": True}
+    model = LatentAttentionForCausalLM(tiny_config(**WIDE, **settings))
     for name, parameter in model.named_parameters():
         assert_initialised(name, parameter)
 
@@ -575,8 +645,8 @@ def test_missing_parameters_follow_the_table_and_loaded_ones_stay(tmp_path):
     saved = randomize(LatentAttentionForCausalLM(tiny_config(**WIDE, vocab_size=100, attention_bias=True)))
     saved.save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
-    kept = {name: tensor for name, tensor in load_file(file).items() if ".layers.1." not in name}
-    kept = {name: tensor for name, tensor in kept.items() if not re.search(r"lm_head|layers\.0.*(latents|conv)", name)}
+    kept = {name: tensor for name, tensor in load_file(file).items() if ".layers.0." not in name}
+    kept = {name: tensor for name, tensor in kept.items() if not re.search(r"lm_head|layers\.1.*(latents|conv)", name)}
     save_file(kept, file, metadata={"format": "pt"})
     loaded = LatentAttentionForCausalLM.from_pretrained(tmp_path)
     for name, parameter in loaded.named_parameters():
@@ -592,14 +662,14 @@ def test_missing_parameters_follow_the_table_and_loaded_ones_stay(tmp_path):
 @pytest.mark.parametrize("is_causal", [True, False])
 @pytest.mark.parametrize("padded", [False, True])
 def test_exported_forward_equals_eager(is_causal, padded):
-    model, inputs = tiny_model(is_causal=is_causal), padded_batch()
+    model, inputs = tiny_model(**in_direction(is_causal)), padded_batch()
     inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")[: 1 + padded]}
     program = torch.export.export(model, (), {**inputs, "use_cache": False}, strict=False)
     close(program.module()(**inputs, use_cache=False).logits, model(**inputs).logits)
 
 
 def test_exported_forward_takes_other_batch_sizes_and_lengths():
-    model = tiny_model(num_hidden_layers=1)
+    model = one_layer(num_sink_tokens=2)
     shapes = {"input_ids": {0: torch.export.Dim("batch"), 1: torch.export.Dim.AUTO}, "use_cache": None}
     inputs = {"input_ids": random_ids(2, LENGTH), "use_cache": False}
     program = torch.export.export(model, (), inputs, dynamic_shapes=shapes, strict=False)
@@ -610,7 +680,7 @@ def test_exported_forward_takes_other_batch_sizes_and_lengths():
 
 @pytest.mark.parametrize("is_causal", [True, False])
 def test_onnx_gives_the_same_at_any_batch_size_and_length(is_causal, tmp_path):
-    model = tiny_model(is_causal=is_causal, num_hidden_layers=1, use_cache=False)
+    model = one_layer(**in_direction(is_causal), use_cache=False)
     inputs = {name: padded_batch()[name] for name in ("input_ids", "attention_mask")}
     torch.onnx.export(
         model,
@@ -641,7 +711,7 @@ def test_a_trace_made_with_a_full_mask_takes_padding():
         def forward(self, input_ids, attention_mask):
             return self.model(input_ids, attention_mask=attention_mask, use_cache=False).logits
 
-    model, inputs = tiny_model(num_hidden_layers=1), padded_batch()
+    model, inputs = one_layer(num_sink_tokens=2), padded_batch()
     input_ids, mask = inputs["input_ids"], inputs["attention_mask"]
     traced = torch.jit.trace(Logits(model), (input_ids, torch.ones_like(mask)), check_trace=False)
     close(traced(input_ids, mask)[mask.bool()], model(input_ids, mask).logits[mask.bool()])
@@ -834,7 +904,7 @@ def test_lora_trains_merges_saves_and_loads(tmp_path):
     trained = model.eval()(input_ids=input_ids, labels=input_ids)
     assert trained.loss.item() < before - 0.2
     adapted = {name for name, module in model.named_modules() if hasattr(module, "lora_A")}
-    assert len(adapted) == 2 * 4 * 2  # projections, attentions of a block, blocks
+    assert len(adapted) == 2 * (1 + 4)  # projections of each attention, in a layer without latents and one with them
 
     model.save_pretrained(tmp_path)
     loaded = peft.PeftModel.from_pretrained(tiny_model(), tmp_path)
