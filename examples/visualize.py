@@ -74,13 +74,13 @@ def layer_maps(model: PreTrainedModel, input_ids: torch.Tensor, layer: int) -> L
     retrieval = outputs.attentions[layer][0]  # (H, T, M)
     compression = outputs.compression_attentions[layer][0]  # (N, H, M, T)
     refinement = outputs.refinement_attentions[layer][0]  # (N, H, M, M)
-    local = None if outputs.local_attentions is None else outputs.local_attentions[layer]  # (1, H, T, S + 2C)
+    local = outputs.local_attentions[layer][0]  # (H, T, S + 2C), of no slots in a layer without local attention
     size, sinks = model.config.chunk_size, model.config.num_sink_tokens
     return LayerMaps(
         compression.mean(1),
         retrieval.mean(0),
         influence_through_latents(retrieval, refinement, compression, size),
-        None if local is None else spread_window(local[0], size, sinks),
+        spread_window(local, size, sinks) if local.shape[-1] else None,
     )
 
 

@@ -13,15 +13,17 @@
 # limitations under the License.
 """What a forward with `output_attentions=True` returns: who attends to whom, in each of a layer's attentions.
 
-Each is a tuple with one entry per layer: `None` for a layer that has no such attention, by its kind in
-`layer_pattern`, and no tuple at all where no layer has. With N chunks of C tokens, S sinks and M latents:
+Each is a tuple with one tensor per layer. With N chunks of C tokens, S sinks and M latents:
 
     attentions              (B, H, T, M)     retrieval: how every token reads the refined latents
     compression_attentions  (B, N, H, M, T)  what the latents that the tokens of chunk n read have read themselves
     refinement_attentions   (B, N, H, M, M)  how these latents attend to each other
     local_attentions        (B, H, T, S + 2C)  every token's window: sinks, the chunk before its own, its own
 
-They sum to one over the last axis. Latents of a sequence's first chunk have read nothing: their compression is zero.
+A layer that has no latents has M = 0 here, and one without local attention a window of no slots: its maps are there,
+and have no elements. So `attentions[i]` is of layer i, whatever the pattern.
+
+Weights sum to one over the last axis. Latents of a sequence's first chunk have read nothing: their compression is 0.
 Beside a cache it sums to less than one, as what was read before this forward is not among its tokens; a step of
 decoding has neither compression nor refinement, as both belong to a chunk's start. Packed sequences are told apart
 in the axis of T: a token's weight is its weight within its own sequence. Padding is read by nothing.
@@ -117,42 +119,44 @@ def compression_to_tokens(read, layer, layout: GridLayout) -> torch.Tensor:
     return keys_to_tokens(layer.latent_attention.compression_weights(read, layout), layout)
 
 
-def refinement_by_chunk(weights: torch.Tensor) -> torch.Tensor:
+def refinement_by_chunk(weights: torch.Tensor, _) -> torch.Tensor:
     """`(B, N, H, M, M)`; of a bidirectional model, whose weights are `(R, H, M, M)`, N is 1."""
     return weights.view(weights.shape[0], -1, *weights.shape[-3:])
 
 
-def maps_in_token_order(outputs: LatentAttentionModelOutput, layout: GridLayout | StepLayout, layers) -> dict:
-    """The maps by their names, from what the layers recorded. Fused attention has no weights, so there are no maps."""
+def maps_in_token_order(
+    outputs: LatentAttentionModelOutput, layout: GridLayout | StepLayout, layers, tokens: torch.Tensor
+) -> dict:
+    """
+    The maps by their names, from what the layers recorded, for `tokens` `(B, T, D)`. Fused attention has no weights,
+    so there are no maps.
+    """
     if not outputs.attentions and not outputs.local_attentions:
         return {"attentions": outputs.attentions}
-    with_latents = [None if layer.kind == "local" else layer for layer in layers]
-    with_window = [None if layer.kind == "latent" else layer for layer in layers]
+    num_heads = layers[0].config.num_attention_heads
+
+    def by_layer(recorded: tuple, without: str, make_map, *shape_of_none: int) -> tuple[torch.Tensor, ...]:
+        found, none = iter(recorded), tokens.new_zeros(*shape_of_none)
+        return tuple(none if layer.kind == without else make_map(next(found), layer) for layer in layers)
+
+    def of_tokens(weights, _):
+        return queries_to_tokens(weights, layout)
+
+    batch, length = tokens.shape[:2]
     maps = {
-        "attentions": by_layer(
-            with_latents, outputs.attentions, lambda weights, _: queries_to_tokens(weights, layout)
-        ),
-        "local_attentions": by_layer(
-            with_window, outputs.local_attentions, lambda weights, _: queries_to_tokens(weights, layout)
-        ),
+        "attentions": by_layer(outputs.attentions, "local", of_tokens, batch, num_heads, length, 0),
+        "local_attentions": by_layer(outputs.local_attentions, "latent", of_tokens, batch, num_heads, length, 0),
     }
     if isinstance(layout, StepLayout):
         return maps
-    return maps | {
-        "refinement_attentions": by_layer(
-            with_latents, outputs.refinement_attentions, lambda weights, _: refinement_by_chunk(weights)
-        ),
-        "compression_attentions": by_layer(
-            with_latents,
-            outputs.compression_attentions,
-            lambda read, layer: compression_to_tokens(read, layer, layout),
-        ),
-    }
-
-
-def by_layer(layers: list, recorded: tuple, make_map) -> tuple | None:
-    """A map of what was `recorded` in those of the `layers` that are not `None`, in their places."""
-    if all(layer is None for layer in layers):
-        return None
-    found = iter(recorded)
-    return tuple(None if layer is None else make_map(next(found), layer) for layer in layers)
+    rows, chunks = layout.grid_shape[0], layout.grid_shape[1] if layers[0].config.is_causal else 1
+    maps["refinement_attentions"] = by_layer(
+        outputs.refinement_attentions, "local", refinement_by_chunk, rows, chunks, num_heads, 0, 0
+    )
+    maps["compression_attentions"] = by_layer(
+        outputs.compression_attentions,
+        "local",
+        lambda read, layer: compression_to_tokens(read, layer, layout),
+        *(batch, chunks, num_heads, 0, length),
+    )
+    return maps

@@ -159,14 +159,15 @@ class LatentAttentionConfig(PreTrainedConfig):
 
     def _take_older_pattern(self, kwargs: dict) -> None:
         """Read `local_attention`, which version 0.1.0 wrote, and give `layer_pattern` its default."""
-        local_attention = kwargs.pop("local_attention", None)
-        meant = {None: None, True: ["both"], False: ["latent"]}.get(local_attention, "neither")
-        if meant == "neither" or (meant and self.layer_pattern not in (None, meant)):
-            raise ValueError(
-                f"`local_attention` is {local_attention!r}, but must be True, which is the older name of "
-                '`layer_pattern=["both"]`, or False, for `["latent"]`, and agree with `layer_pattern`, which is '
-                f"{self.layer_pattern}. Leave `local_attention` out."
-            )
+        older, meant = kwargs.pop("local_attention", None), None
+        if older is not None:
+            meant = ["both"] if older else ["latent"]
+            if not isinstance(older, bool) or self.layer_pattern not in (None, meant):
+                raise ValueError(
+                    f"`local_attention` is {older!r}, but must be True, which is the older name of "
+                    '`layer_pattern=["both"]`, or False, for `["latent"]`, and agree with `layer_pattern`, which is '
+                    f"{self.layer_pattern}. Leave `local_attention` out."
+                )
         if self.layer_pattern is None:
             self.layer_pattern = meant or list(DEFAULT_PATTERN)
 

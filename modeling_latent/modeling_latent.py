@@ -310,7 +310,8 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
             states[-1] = None if states[-1] is None else last_hidden_state
             states = tuple(states)
         if outputs.attentions is not None:
-            maps = maps_in_token_order(outputs, layout, self.layers[: self.config.num_hidden_layers])
+            layers = self.layers[: self.config.num_hidden_layers]
+            maps = maps_in_token_order(outputs, layout, layers, inputs_embeds)
         return LatentAttentionModelOutput(
             last_hidden_state=last_hidden_state, hidden_states=states, **{CACHE_NAME: cache_of(outputs)}, **maps
         )

@@ -232,22 +232,18 @@ def test_task_heads_return_what_tokens_read(auto_class):
         torch.testing.assert_close(ours[name], base[name])
 
 
+@pytest.mark.parametrize("is_causal", [True, False])
 @pytest.mark.parametrize("pattern", [["local", "latent", "both"], ["latent"], ["local"]], ids="-".join)
-def test_a_layer_has_no_map_of_an_attention_that_it_does_not_have(pattern):
-    model, input_ids = eager_model(layer_pattern=pattern, num_hidden_layers=3), random_ids(1, 9)
-    with torch.no_grad():
-        whole = model(input_ids, output_attentions=True, use_cache=True)
-        step = model(input_ids[:, :1], output_attentions=True, cache=cache_of(whole))
+def test_maps_of_an_attention_that_a_layer_does_not_have_are_over_nothing(pattern, is_causal):
+    model = eager_model(layer_pattern=pattern, num_hidden_layers=3, is_causal=is_causal)
+    whole, everywhere = maps(model, random_ids(2, 9)), maps(eager_model(is_causal=is_causal), random_ids(2, 9))
     for name in MAPS:
-        without = "latent" if name == "local_attentions" else "local"
-        expected = None if set(pattern) == {without} else [kind != without for kind in model.config.layer_kinds]
-        assert places(getattr(whole, name)) == expected
-        assert places(getattr(step, name)) == (expected if name in ("attentions", "local_attentions") else None)
-
-
-def places(weights: tuple | None) -> list[bool] | None:
-    """Which layers have a map."""
-    return None if weights is None else [layer is not None for layer in weights]
+        without, last = ("latent", -1) if name == "local_attentions" else ("local", -2)
+        for weights, kind in zip(whole[name], model.config.layer_kinds, strict=True):
+            full = everywhere[name][1].shape  # of a layer of the kind "both"
+            assert (weights.shape == full) == (kind != without)
+            assert (weights.numel() == 0) == (kind == without)
+            assert weights.ndim == len(full) and weights.shape[:last] == full[:last]
 
 
 def test_fused_attention_has_no_weights_and_says_so():

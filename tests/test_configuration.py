@@ -157,7 +157,7 @@ def test_local_attention_of_an_older_configuration_is_the_pattern_that_it_meant(
 
 @pytest.mark.parametrize(
     ("local_attention", "layer_pattern"),
-    [(True, ["latent"]), (False, ["local", "both"]), ("yes", None), (2, None)],
+    [(True, ["latent"]), (False, ["local", "both"]), ("yes", None), (1, None), ([True], None)],
     ids=str,
 )
 def test_local_attention_that_means_no_pattern_or_another_one_is_refused(local_attention, layer_pattern):

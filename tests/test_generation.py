@@ -177,7 +177,7 @@ def test_dict_outputs_have_the_shapes_of_every_step(method, use_cache):
     assert [[state.shape for state in step] for step in out.hidden_states] == [[(rows, t, 16)] * 3 for t in tokens]
     for step, t in zip(out.attentions, tokens, strict=True):
         local, both = step
-        assert local is None and both.shape == (rows, 4, t, 3)
+        assert local.shape == (rows, 4, t, 0) and both.shape == (rows, 4, t, 3)
 
 
 def test_what_a_step_records_is_what_a_full_forward_records():
@@ -198,7 +198,7 @@ def test_what_a_step_records_is_what_a_full_forward_records():
 
 
 def test_attentions_say_which_latent_is_read():
-    model, prompt = eager_model(layer_pattern=["both"]), random_ids(2, 6)
+    model, prompt = eager_model(), random_ids(2, 6)
     expected = generate(model, prompt, **EVERYTHING)
     for layer in model.model.layers:
         layer.latent_attention.latents.data = layer.latent_attention.latents.data.flip(0)
@@ -743,7 +743,7 @@ def test_assisted_generation_returns_everything_as_greedy_does(helper):
     Not the values of hidden states and attentions: the library cuts those of the first round off the prompt's. And it
     wants attentions of every layer.
     """
-    model, prompt = eager_model(layer_pattern=["both"]), random_ids(1, 6)
+    model, prompt = eager_model(), random_ids(1, 6)
     assisted = generate(model, prompt, **EVERYTHING, **helper_settings(model, helper, 3))
     greedy = generate(model, prompt, **EVERYTHING)
     for name in ("scores", "logits"):
@@ -865,7 +865,7 @@ def test_a_cache_that_recorded_before_assisted_generation_goes_on_recording():
 
 
 def test_assisted_sampling_returns_everything_for_every_token():
-    model, prompt = eager_model(layer_pattern=["both"]), random_ids(1, 6)
+    model, prompt = eager_model(), random_ids(1, 6)
     out = generate(model, prompt, do_sample=True, **EVERYTHING, **helper_settings(model, "same weights", 3))
     assert out.sequences.shape == (1, 6 + NEW)
     for per_step in (out.scores, out.logits, out.hidden_states, out.attentions):

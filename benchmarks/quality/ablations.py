@@ -72,7 +72,7 @@ FORMS = {
         "variants": ["base: local, both", "no refinement"],
     },
 }
-TASKS = {"mqar": mqar, "language_model": language_model}
+TASKS = {"language_model": language_model, "mqar": mqar}
 
 
 def points(form: dict, task: str) -> list[dict]:
