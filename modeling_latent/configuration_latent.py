@@ -273,7 +273,7 @@ class LatentAttentionConfig(PreTrainedConfig):
         size, statistics_size = dtype.itemsize, max(dtype.itemsize, torch.float32.itemsize)
         token = 2 * self.num_key_value_heads * self.head_dim * size  # keys and values of one token or latent
         window = (self.num_sink_tokens + 2 * self.chunk_size) * token
-        statistics = self.num_attention_heads * self.num_latents * (1 + self.head_dim) * statistics_size
+        statistics = self.num_attention_heads * self.num_latents * (2 + self.head_dim) * statistics_size
         conv, mlp_conv = (
             max(kernel - 1, 0) * self.hidden_size * size
             for kernel in (self.conv_kernel_size, self.mlp_conv_kernel_size)

@@ -137,11 +137,12 @@ class ChunkedLatentAttention(nn.Module):
             if self.training and self.config.max_chunk_repeats > 1:
                 complete = repeated_at_random(complete, self.config.max_chunk_repeats)
             return exclusive_prefix(complete, first, layout.sequence_ids)
-        lse, out = (tensor[:, None] for tensor in first)
+        known = map_tensors(lambda tensor: tensor[:, None], first)
         if self.training:
             # Nothing to read. Gradients are zeros, not missing: processes that train together exchange the same ones.
-            out = out + 0 * self.statistics(*(tensor[:, 0] for tensor in chunks)).out[:, None]
-        return Statistics(lse, out)
+            read = self.statistics(*map_tensors(lambda tensor: tensor[:, 0], chunks)).out[:, None]
+            known = known._replace(out=known.out + 0 * read)
+        return known
 
     def latent_queries(self) -> torch.Tensor:
         """
@@ -171,8 +172,9 @@ class ChunkedLatentAttention(nn.Module):
         if layout.sequence_ids is not None:
             ids = layout.sequence_ids.to(scores.device)
             visible = visible & (ids[:, :, None] == ids[:, None, :])
-        scores = scores.movedim(1, 3)[:, None] - grid.statistics.lse[..., None, None]  # (R, N, H, M, N, C)
-        return scores.masked_fill(~visible[:, :, None, None, :, None], -torch.inf).exp().to(keys.dtype)
+        peak, total, _ = (tensor[..., None, None] for tensor in grid.statistics)  # (R, N, H, M, 1, 1)
+        scores = (scores.movedim(1, 3)[:, None] - peak).masked_fill(~visible[:, :, None, None, :, None], -torch.inf)
+        return (scores.exp() / total.clamp(min=1)).to(keys.dtype)  # (R, N, H, M, N, C)
 
     def compressed(self, out: torch.Tensor) -> torch.Tensor:
         """z1 `(..., M, D)` from what was read, `(..., H, M, d)`. Latents that read nothing stay as they are."""

@@ -13,16 +13,22 @@
 # limitations under the License.
 """Statistics of softmax attention with a fixed set of queries, which merge like a sum.
 
-For one query and a span of tokens keep `lse = logsumexp_s(q . k_s)` and `out = sum_s softmax(q . k)_s v_s`. Two
-spans merge exactly (the online softmax of Milakov & Gimelshein 2018, as in FlashAttention, Dao et al. 2022):
+For one query and a span of tokens keep the greatest score, the sum of the exponentials of all scores relative to it,
+and the mean of the values under their softmax. Two spans a and b merge exactly (the online softmax of Milakov &
+Gimelshein 2018, as in FlashAttention, Dao et al. 2022):
 
-    lse = logaddexp(lse_a, lse_b)        out = exp(lse_a - lse) out_a + exp(lse_b - lse) out_b
+    peak  = max(peak_a, peak_b)
+    total = exp(peak_a - peak) total_a + exp(peak_b - peak) total_b
+    out   = out_a + (out_b - out_a) exp(peak_b - peak) total_b / total
+
+`peak` and `total` are kept apart because their logarithm in one number, the logsumexp, stands still in float32 once a
+text is long: what a chunk adds to it is less than half of its last digit, and the shares of the spans no longer sum to
+one. Here they do, whatever the text's length.
 
 The queries of compression come from the latents alone, so every token shares them, and what the latents know at
 the start of each chunk is a prefix-merge over chunks. Everything here is float32 (float64 for float64 models).
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -31,13 +37,15 @@ import torch
 class Statistics(NamedTuple):
     """What each head and latent has read in a span of tokens."""
 
-    lse: torch.Tensor  # (..., H, M), log of the sum of exponentials of the scores
+    peak: (
+        torch.Tensor
+    )  # (..., H, M), the greatest score; a reference that the others are relative to, without gradient
+    total: torch.Tensor  # (..., H, M), the sum of exp(score - peak), at least 1; 0 of no token
     out: torch.Tensor  # (..., H, M, d), mean of the values, weighted by the softmax of the scores
 
 
-# lse of a span without tokens. It stands for -inf, and is finite so that the difference of two of them is 0 rather
-# than NaN: exp(EMPTY - lse) is exactly 0 beside any real span, and an empty span's `out` is 0, so merging one with
-# anything is the identity, forward and backward.
+# peak of a span without tokens. It stands for -inf, and is finite so that the difference of two of them is 0 rather
+# than NaN. Its total and out are 0, so merging it with anything is the identity, forward and backward.
 EMPTY = -1e30
 # Chunks merged at once. The weights of one block are a (BLOCK + 1) x (BLOCK + 1) matrix per head and latent; blocks
 # follow one another, so memory stays linear in the number of chunks.
@@ -49,10 +57,11 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def empty_statistics(shape: tuple[int, ...], head_dim: int, dtype: torch.dtype, device) -> Statistics:
-    """Statistics of no token at all: `(*shape)` and `(*shape, head_dim)`."""
+    """Statistics of no token at all, `(*shape)` and `(*shape, head_dim)`."""
     dtype = statistics_dtype(dtype)
     return Statistics(
         torch.full(shape, EMPTY, dtype=dtype, device=device),
+        torch.zeros(shape, dtype=dtype, device=device),
         torch.zeros((*shape, head_dim), dtype=dtype, device=device),
     )
 
@@ -60,8 +69,11 @@ def empty_statistics(shape: tuple[int, ...], head_dim: int, dtype: torch.dtype, 
 def chunk_scores(queries: torch.Tensor, keys: torch.Tensor, scaling: float) -> torch.Tensor:
     """Scores `(X, H, M, C)` of latents' queries `(H, M, d)` and keys `(X, Hkv, C, d)` of chunks."""
     num_heads, num_latents, head_dim = queries.shape
+    if keys.dtype == torch.float16:  # whose greatest number, 65,504, a product of queries and keys may exceed
+        queries, keys = queries.float(), keys.float()
     grouped = queries.reshape(keys.shape[1], -1, head_dim) * scaling  # (Hkv, H / Hkv * M, d)
-    scores = torch.einsum("xkcd,kqd->xkqc", keys, grouped).to(statistics_dtype(keys.dtype))
+    with torch.autocast(keys.device.type, enabled=False):  # which would make float16 of them again
+        scores = torch.einsum("xkcd,kqd->xkqc", keys, grouped).to(statistics_dtype(keys.dtype))
     return scores.reshape(keys.shape[0], num_heads, num_latents, keys.shape[2])
 
 
@@ -78,18 +90,23 @@ def chunk_statistics(
         dropout: probability with which a weight is dropped.
     """
     scores = chunk_scores(queries, keys, scaling)
-    lse = scores.logsumexp(-1)  # (X, H, M)
-    probabilities = (scores - lse[..., None]).exp().to(values.dtype)
+    peak = scores.detach().amax(-1)  # (X, H, M)
+    exponentials = (scores - peak[..., None]).exp()  # (X, H, M, C)
+    total = exponentials.sum(-1)  # (X, H, M)
+    probabilities = (exponentials / total[..., None]).to(values.dtype)
     if dropout:
         probabilities = torch.nn.functional.dropout(probabilities, dropout)
     grouped = probabilities.unflatten(1, (keys.shape[1], -1)).flatten(2, 3)  # (X, Hkv, H / Hkv * M, C)
-    return Statistics(lse, (grouped @ values).to(lse.dtype).reshape(*lse.shape, values.shape[-1]))
+    return Statistics(peak, total, (grouped @ values).to(total.dtype).reshape(*total.shape, values.shape[-1]))
 
 
 def merge(a: Statistics, b: Statistics) -> Statistics:
     """The statistics of two spans together."""
-    lse = torch.logaddexp(a.lse, b.lse)
-    return Statistics(lse, (a.lse - lse).exp()[..., None] * a.out + (b.lse - lse).exp()[..., None] * b.out)
+    peak = torch.maximum(a.peak, b.peak)
+    total_b = (b.peak - peak).exp() * b.total
+    total = (a.peak - peak).exp() * a.total + total_b
+    share = total_b / total.clamp(min=1)  # 0 where both are empty
+    return Statistics(peak, total, a.out + share[..., None] * (b.out - a.out))
 
 
 def repeated_at_random(chunks: Statistics, most: float) -> Statistics:
@@ -97,11 +114,11 @@ def repeated_at_random(chunks: Statistics, most: float) -> Statistics:
     `chunks`, `(R, N, H, M)` and `(R, N, H, M, d)`, as if the text had each of them from once to `most` times, drawn
     log-uniformly.
 
-    To say the same thing r times adds log r to `lse` and leaves `out` as it is. So a chunk that matters has to
+    To say the same thing r times multiplies `total` by r and leaves the rest as it is. So a chunk that matters has to
     outweigh others that weigh up to `most` times as much as they do here, as they do together in a far longer text.
     """
-    draws = torch.rand(chunks.lse.shape[:2], dtype=chunks.lse.dtype, device=chunks.lse.device)  # (R, N)
-    return chunks._replace(lse=chunks.lse + math.log(most) * draws[..., None, None])
+    draws = torch.rand(chunks.total.shape[:2], dtype=chunks.total.dtype, device=chunks.total.device)  # (R, N)
+    return chunks._replace(total=chunks.total * most ** draws[..., None, None])
 
 
 def exclusive_prefix(chunks: Statistics, first: Statistics, sequence_ids: torch.Tensor | None = None) -> Statistics:
@@ -117,7 +134,7 @@ def exclusive_prefix(chunks: Statistics, first: Statistics, sequence_ids: torch.
         `(R, N, H, M)` and `(R, N, H, M, d)`.
     """
     known = [Statistics(*(tensor[:, None] for tensor in first))]
-    count = chunks.lse.shape[1]
+    count = chunks.total.shape[1]
     for block in range((count + BLOCK - 1) // BLOCK):  # counted so, one compiled graph serves many lengths
         start, stop = block * BLOCK, min((block + 1) * BLOCK, count)
         # Item 0 is what is known so far, item j the chunk start + j - 1; prefix i is for the chunk start + i.
@@ -127,7 +144,7 @@ def exclusive_prefix(chunks: Statistics, first: Statistics, sequence_ids: torch.
                 for so_far, tensor in zip(known[-1], chunks, strict=True)
             )
         )
-        visible = torch.ones(stop - start + 1, stop - start + 1, dtype=torch.bool, device=chunks.lse.device).tril()
+        visible = torch.ones(stop - start + 1, stop - start + 1, dtype=torch.bool, device=chunks.out.device).tril()
         if sequence_ids is not None:
             prefix_ids = sequence_ids[:, start : stop + 1]
             item_ids = torch.cat([prefix_ids[:, :1], prefix_ids[:, :-1]], dim=1)
@@ -138,10 +155,12 @@ def exclusive_prefix(chunks: Statistics, first: Statistics, sequence_ids: torch.
 
 def _merge_visible(items: Statistics, visible: torch.Tensor) -> Statistics:
     """Merge, for every prefix i, the items j that it sees: `(R, J, H, M)`, `(R, J, H, M, d)`, `(..., i, j)`."""
-    logits = items.lse.movedim(1, -1)[..., None, :].where(visible, EMPTY)  # (R, H, M, i, j)
-    lse = logits.logsumexp(-1)  # (R, H, M, i)
+    peaks = items.peak.movedim(1, -1)[..., None, :].where(visible, EMPTY)  # (R, H, M, i, j)
+    peak = peaks.amax(-1)  # (R, H, M, i)
     # Masked again: beside nothing but empty spans an unseen one would weigh exp(EMPTY - EMPTY) = 1.
-    weights = (logits - lse[..., None]).exp() * visible
+    weights = (peaks - peak[..., None]).exp() * visible * items.total.movedim(1, -1)[..., None, :]
+    total = weights.sum(-1)  # (R, H, M, i)
     with torch.autocast(items.out.device.type, enabled=False):  # which would make a product of float32 one of bfloat16
-        out = weights @ items.out.movedim(1, -2)  # (R, H, M, i, d)
-    return Statistics(lse.movedim(-1, 1), out.movedim(-2, 1))
+        # Shares that sum to one, so that nothing grows or fades from block to block.
+        out = (weights / total.clamp(min=1)[..., None]) @ items.out.movedim(1, -2)  # (R, H, M, i, d)
+    return Statistics(*(tensor.movedim(3, 1) for tensor in (peak, total, out)))
