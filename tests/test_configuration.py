@@ -27,7 +27,6 @@ from transformers import (
     AutoModelForCausalLM,
     DynamicCache,
     LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedConfig,
 )
 
@@ -406,18 +405,10 @@ def test_every_folder_is_in_the_table():
     assert sorted(path.parent.name for path in README.parent.glob("*/config.json")) == sorted(summary.NAMES)
 
 
-@pytest.mark.parametrize("name, parameters", [("latent-135m", "134,515,008"), ("latent-360m", "361,821,120")])
-def test_without_latent_attention_and_convolution_it_is_a_llama_of_the_same_shape(name, parameters):
-    config = AutoConfig.from_pretrained(README.parent / name)
-    fields = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "tie_word_embeddings")
-    heads = ("num_attention_heads", "num_key_value_heads", "head_dim")
-    llama_config = LlamaConfig(**{field: getattr(config, field) for field in fields + heads})
-    with torch.device("meta"):
-        llama = LlamaForCausalLM(llama_config)
-    total, latent = summary.count_parameters(config)
-    conv = config.num_hidden_layers * config.hidden_size * (config.mlp_conv_kernel_size + 1)
-    assert total - latent - conv == llama.num_parameters() == int(parameters.replace(",", ""))
-    assert parameters in README.read_text(encoding="utf-8")
+@pytest.mark.parametrize("name, parameters", [("latent-135m", 135e6), ("latent-360m", 360e6), ("latent-1b", 1e9)])
+def test_names_are_true(name, parameters):
+    total, _ = summary.count_parameters(AutoConfig.from_pretrained(README.parent / name))
+    assert total == pytest.approx(parameters, rel=0.03)
 
 
 @pytest.mark.parametrize("name", summary.NAMES)
