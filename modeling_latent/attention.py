@@ -21,6 +21,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_latent import LatentAttentionConfig
+from .layer_state import KeysValues
 
 
 def make_norm(config: LatentAttentionConfig) -> nn.Module:
@@ -113,9 +114,8 @@ class MultiHeadAttention(nn.Module):
     def queries(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.heads(apply_linear(self.q_proj, hidden_states))
 
-    def keys_values(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        keys, values = (apply_linear(linear, hidden_states) for linear in (self.k_proj, self.v_proj))
-        return self.heads(keys), self.heads(values)
+    def keys_values(self, hidden_states: torch.Tensor) -> KeysValues:
+        return KeysValues(*(self.heads(apply_linear(linear, hidden_states)) for linear in (self.k_proj, self.v_proj)))
 
     def forward(
         self,

@@ -163,8 +163,8 @@ class LocalAttention(MultiHeadAttention):
             a step the window, `(B, Hkv, S + 2C, d)`.
         """
         queries = rotate(self.queries(hidden_states), position_embeddings.own)  # (R, N, H, C, d) or (B, H, 1, d)
-        keys, values = self.keys_values(hidden_states)
-        new = KeysValues(rotate(keys, position_embeddings.own), values)  # (R, N, Hkv, C, d) or (B, Hkv, 1, d)
+        new = self.keys_values(hidden_states)
+        new = new._replace(keys=rotate(new.keys, position_embeddings.own))  # (R, N, Hkv, C, d) or (B, Hkv, 1, d)
         if isinstance(layout, StepLayout):
             window = self.write_step(new, layout, position_embeddings, cached)
         elif self.config.is_causal:
@@ -231,19 +231,19 @@ class LocalAttention(MultiHeadAttention):
 
     def as_sinks(self, before: KeysValues, rotation: WindowRotation) -> KeysValues:
         """The first slots of the chunk before, as they look from where they stand once they are sinks."""
-        return KeysValues(rotate_back(before.keys, rotation.to_sink), before.values)
+        return before._replace(keys=rotate_back(before.keys, rotation.to_sink))
 
     def windows_both_ways(self, own: KeysValues, rotation: WindowRotation) -> KeysValues:
         """Of a bidirectional model, `(R, N, Hkv, 3C, d)`."""
         nothing = map_tensors(lambda tensor: torch.zeros_like(tensor[:, 0]), own)
-        later = KeysValues(rotate(own.keys, rotation.chunk), own.values)
+        later = own._replace(keys=rotate(own.keys, rotation.chunk))
         after = map_tensors(lambda chunks, end: torch.cat([chunks[:, 1:], end[:, None]], dim=1), later, nothing)
         return join([shifted(nothing, seen_from_next(own, rotation)), own, after])
 
 
 def seen_from_next(own: KeysValues, rotation: WindowRotation) -> KeysValues:
     """Keys and values of a chunk as the next chunk sees them: one chunk further back."""
-    return KeysValues(rotate_back(own.keys, rotation.chunk), own.values)
+    return own._replace(keys=rotate_back(own.keys, rotation.chunk))
 
 
 def shifted(first: KeysValues, chunks: KeysValues) -> KeysValues:

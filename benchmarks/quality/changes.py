@@ -39,7 +39,7 @@ class WithoutRefinement:
         del self.latent_self, self.refine_norm
 
     def refine(self, latents: torch.Tensor) -> KeysValues:
-        return KeysValues(*self.latent_to_input.keys_values(self.readout_norm(latents)))
+        return self.latent_to_input.keys_values(self.readout_norm(latents))
 
 
 class UnrefinedLatentAttention(WithoutRefinement, LatentAttention):
@@ -90,7 +90,7 @@ class OneSoftmaxLayer(LatentAttentionDecoderLayer):
         turned = KeysValues(rotate(keys, position_embeddings.own), values)
         near = local.causal_windows(turned, layout, position_embeddings, None)  # (R, N, Hkv, S + 2C, d)
         inputs, _ = convolve(memory.token_conv, memory.token_norm(hidden_states), layout, None)
-        statistics = memory.compress(KeysValues(*memory.input_to_latent.keys_values(inputs)), layout, None)
+        statistics = memory.compress(memory.input_to_latent.keys_values(inputs), layout, None)
         far = memory.refine(memory.compressed(statistics.out))  # (R, N, Hkv, M, d)
         # One half of a doubled head compares turned queries with turned keys, the other one, not turned, with latents.
         queries = torch.cat([rotate(queries, position_embeddings.own), queries], dim=-1)

@@ -78,7 +78,7 @@ FORMS = {
         "passes": 1,
         "batch_size": 64,
         "test_examples": 512,
-        "learning_rates": (3e-3, 1e-2),
+        "learning_rates": (3e-3,),
         "models": REDUCED_MODELS,
     },
     "small": {
