@@ -28,8 +28,10 @@ recipe of `make demo`.
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from zipfile import is_zipfile
 
 from datasets import Dataset
+from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
@@ -44,7 +46,7 @@ from transformers import (
     default_data_collator,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import sort_checkpoints
 
 import modeling_latent  # noqa: F401 (registers the model with the Auto classes)
 from bits_per_byte import BitsPerByte, compressed_bits_per_byte, count_bytes, token_losses
@@ -81,7 +83,9 @@ class ExampleArguments:
     model: str | None = field(
         default=None, metadata={"help": "Checkpoint to fine-tune, with its tokenizer, instead of a fresh model."}
     )
-    resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoint in --output_dir."})
+    resume: bool = field(
+        default=False, metadata={"help": "Go on from the newest checkpoint in --output_dir that is complete."}
+    )
     block_size: int = field(default=512, metadata={"help": "Tokens per row."})
 
     def __post_init__(self):
@@ -103,14 +107,62 @@ def check_evaluation(training_args: TrainingArguments) -> None:
             )
 
 
-def checkpoint_to_resume(output_dir: str) -> str:
-    checkpoint = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
-    if checkpoint is None:
+def check_whole(file: Path) -> None:
+    """Raise for a file that breaks off."""
+    if file.suffix == ".json":
+        json.loads(file.read_bytes())
+    elif file.suffix == ".safetensors":
+        with safe_open(file, "pt"):  # compares the file's length with what its header says
+            pass
+    elif file.suffix in (".pt", ".pth") and not is_zipfile(file):
+        raise ValueError("the end is missing")
+
+
+def fault_of(checkpoint: Path) -> str | None:
+    """Say why training cannot go on from here: a `Trainer` that is killed leaves half a checkpoint, or none."""
+    if not checkpoint.is_dir():
+        return "there is no such folder"
+    files = {file.name: file for file in checkpoint.iterdir() if file.is_file()}
+    for name, file in files.items():
+        try:
+            check_whole(file)
+        except (OSError, ValueError, SafetensorError) as error:
+            return f"{name}: {error}"
+    index = files.get("model.safetensors.index.json")
+    shards = ["model.safetensors"] if index is None else json.loads(index.read_bytes())["weight_map"].values()
+    missing = {*shards, "trainer_state.json"} - files.keys()  # the latter is written last
+    return f"without {' and '.join(sorted(missing))}" if missing else None
+
+
+def newest_complete(training_args: TrainingArguments) -> str:
+    """The newest checkpoint in --output_dir that is complete. Says which one it is, and which it skipped."""
+    skipped = []
+    for checkpoint in reversed(sort_checkpoints(training_args.output_dir)):
+        fault = fault_of(Path(checkpoint))
+        if fault is None:
+            if training_args.process_index == 0:
+                print("\n".join([*skipped, f"going on from {checkpoint}"]))
+            return checkpoint
+        skipped.append(f"skipping {checkpoint}, which is not complete ({fault})")
+    raise ValueError(
+        f"--resume found no complete checkpoint in --output_dir {training_args.output_dir}: leave --resume out to "
+        "start from the beginning, and give --save_steps to save more often." + "".join(f"\n{it}" for it in skipped)
+    )
+
+
+def checkpoint_to_resume(args: ExampleArguments, training_args: TrainingArguments) -> str | None:
+    given = training_args.resume_from_checkpoint
+    if given is None:
+        return newest_complete(training_args) if args.resume else None
+    if args.resume:
+        raise ValueError(f"--resume and --resume_from_checkpoint {given} are two checkpoints: leave one of them out.")
+    fault = fault_of(Path(given))
+    if fault is not None:
         raise ValueError(
-            f"--resume found no checkpoint in --output_dir {output_dir}: leave --resume out to start from the "
-            "beginning, and give --save_steps to save more often."
+            f"--resume_from_checkpoint is {given} but must be a complete checkpoint ({fault}): give the path of "
+            "one, or --resume instead for the newest in --output_dir."
         )
-    return checkpoint
+    return given
 
 
 def train_tokenizer(documents: Dataset, vocab_size: int) -> PreTrainedTokenizerFast:
@@ -189,7 +241,7 @@ def main(argv: list[str] | None = None) -> None:
     args, training_args = HfArgumentParser((ExampleArguments, TrainingArguments)).parse_args_into_dataclasses(argv)
     check_evaluation(training_args)
     set_seed(training_args.seed)
-    checkpoint = checkpoint_to_resume(training_args.output_dir) if args.resume else None
+    checkpoint = checkpoint_to_resume(args, training_args)
     documents = load_documents(args.dataset)
     model = load_model(args, checkpoint)
     tokenizer = load_tokenizer(checkpoint or args.model, documents["train"], model.config.vocab_size)

@@ -15,8 +15,11 @@
 
 from transformers import AutoConfig
 
+from .configuration_latent import LatentAttentionConfig  # first: it checks the version of transformers
+
+
+# isort: split
 from .cache_latent import LatentAttentionCacheLayer, StaticLatentAttentionCacheLayer
-from .configuration_latent import LatentAttentionConfig
 from .modeling_latent import (
     LatentAttention,
     LatentAttentionForCausalLM,

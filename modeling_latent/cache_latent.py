@@ -64,7 +64,7 @@ class LatentAttentionCacheLayer(CacheLayerMixin):
     def __init__(self, **kwargs):
         super().__init__()
         self.state: LayerState | None = None
-        self.length = 0
+        self.length = torch.tensor(0, device="cpu")  # not a number, which an exported graph would hold for constant
         self.rearranged = 0  # how often rows were exchanged, expanded or selected
         self.history: list[PastForward] = []
         self.record_past = False
@@ -109,7 +109,7 @@ class LatentAttentionCacheLayer(CacheLayerMixin):
 
     def store(self, state: LayerState, tokens: int) -> None:
         self.state = state
-        self.length += tokens
+        self.length = self.length + tokens
 
     def activate_past_recording(self) -> None:
         """From now on remember what `crop` needs. Memory grows until it is called, or `record_past` set to False."""
@@ -147,17 +147,18 @@ class LatentAttentionCacheLayer(CacheLayerMixin):
         self.is_initialized = self.state is not None
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, 0
+        return self.get_seq_length() + query_length, 0
 
     def get_seq_length(self) -> int:
-        return self.length
+        return int(self.length)
 
     def get_max_length(self) -> int:
         return -1
 
     def reset(self) -> None:
         """Forget everything. Zeroed statistics would be a token's, not none's, so the state itself goes."""
-        self.state, self.length, self.history, self.is_initialized = None, 0, [], False
+        self.state, self.history, self.is_initialized = None, [], False
+        self.length = torch.tensor(0, device="cpu")
 
     def _apply(self, change) -> None:
         if self.state is not None:
@@ -187,7 +188,6 @@ class StaticLatentAttentionCacheLayer(LatentAttentionCacheLayer):
     def __init__(self, max_cache_len: int, **kwargs):
         super().__init__()
         self.max_cache_len = max_cache_len  # asked for by the cache's users; nothing here grows towards it
-        self.length = torch.tensor(0, dtype=torch.long)
 
     def store(self, state: LayerState, tokens: int) -> None:
         if self.state is None:
@@ -200,15 +200,14 @@ class StaticLatentAttentionCacheLayer(LatentAttentionCacheLayer):
             map_tensors(torch.Tensor.copy_, self.state, state)
         self.length.add_(tokens)
 
+    def get_seq_length(self) -> torch.Tensor:
+        return self.length  # on the device, where reading it would wait
+
     def activate_past_recording(self) -> None:
         raise ValueError("A static cache is written in place and can't go back: use a `DynamicCache` to `crop`.")
 
     def crop(self, tokens_to_remove: int) -> None:
         self.activate_past_recording()
-
-    def reset(self) -> None:
-        super().reset()
-        self.length = torch.tensor(0, dtype=torch.long)
 
 
 def add_layers(cache, config: LatentAttentionConfig) -> None:

@@ -197,12 +197,17 @@ def step_layout(tokens_seen: torch.Tensor, chunk_size: int, new_chunk_rows: torc
     """
     slot = tokens_seen % chunk_size
     enters_chunk = (slot == 0) & (tokens_seen > 0)
-    if new_chunk_rows is None:
+    if new_chunk_rows is None or torch.compiler.is_exporting():  # an exported graph is for all steps, not this one
         compiling = torch.compiler.is_compiling()
         rows = torch.arange(tokens_seen.shape[0], device=tokens_seen.device)
         new_chunk_rows = rows if compiling else enters_chunk.nonzero()[:, 0]
     chunk_index = (tokens_seen // chunk_size)[:, None]
     return StepLayout(tokens_seen, slot, new_chunk_rows, enters_chunk[new_chunk_rows], chunk_index)
+
+
+def running_max(values: torch.Tensor) -> torch.Tensor:
+    """`(B, T)`, of each row's values so far. By index, as the library's ONNX exporter makes a plain tuple of them."""
+    return values.cummax(1)[0]
 
 
 def _plain_layout(batch_shape, chunk_size: int, device, with_cache: bool) -> GridLayout:
@@ -221,7 +226,7 @@ def _plain_layout(batch_shape, chunk_size: int, device, with_cache: bool) -> Gri
 def _places(valid, starts) -> torch.Tensor:
     """Every real token's place in its sequence, `(B, T)`."""
     rank = valid.cumsum(1) - 1  # order among the row's real tokens
-    return rank if starts is None else rank - torch.where(starts, rank, 0).cummax(1).values
+    return rank if starts is None else rank - running_max(torch.where(starts, rank, 0))
 
 
 def _chunk_index(opened, chunks: int, index, first_index) -> torch.Tensor:
@@ -252,7 +257,7 @@ def _gather_indices(slot, valid, grid_shape, per_row: bool = True) -> dict:
 def _progress(slot, place, valid, filled, past) -> Progress:
     """Where each sequence stands after every token. Padding changes nothing."""
     order = torch.arange(slot.shape[1], device=slot.device).expand_as(slot)
-    last = torch.where(valid, order, -1).cummax(1).values  # the last real token so far, -1 before the first
+    last = running_max(torch.where(valid, order, -1))  # the last real token so far, -1 before the first
     end = torch.where(last < 0, filled[:, None], slot.gather(1, last.clamp(min=0)) + 1)
     seen = torch.where(last < 0, past[:, None], place.gather(1, last.clamp(min=0)) + 1)
     return Progress(end, seen)

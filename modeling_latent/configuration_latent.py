@@ -14,12 +14,27 @@
 """Configuration of latent attention models."""
 
 import math
+from difflib import get_close_matches
 
 import torch
+import transformers
+
+
+# Here, as this file is imported first, and before what older versions lack.
+if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 17):
+    raise ImportError(
+        f"transformers {transformers.__version__} is installed, but latent attention needs version 5.17 or later: "
+        'upgrade it with `pip install --upgrade "transformers>=5.17"`.'
+    )
+
 from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.generation import GenerationConfig
+from transformers.utils import logging
 
+
+logger = logging.get_logger(__name__)
 
 AUTO_MAP = {
     "AutoConfig": "configuration_latent.LatentAttentionConfig",
@@ -44,6 +59,28 @@ POSITIVE_FIELDS = (
 LATENT_STEPS = ("input_to_latent", "latent_self", "latent_to_input")
 LAYER_KINDS = ("local", "latent", "both")
 DEFAULT_PATTERN = ("local", "both")
+# Without these values the same weights still load, but are another model than the one that was trained.
+TRAINED_FIELDS = (
+    "chunk_size",
+    "is_causal",
+    "layer_pattern",
+    "num_sink_tokens",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "norm_type",
+    "norm_eps",
+    "rope_parameters",
+)
+# What the library reads from any configuration, or once wrote into it, beside the attributes of its base class.
+LIBRARY_FIELDS = {
+    *("add_cross_attention", "attn_implementation", "classifier_dropout", "cross_attention_hidden_size"),
+    *("custom_pipelines", "distributed_config", "experts_implementation", "finetuning_task", "gradient_checkpointing"),
+    *("hidden_dropout", "is_decoder", "max_position_embeddings", "prefix", "pruned_heads", "quantization_config"),
+    *("sep_token_id", "task_specific_params", "tie_encoder_decoder", "tie_last_hidden_states"),
+    *("token_classification_bias", "tokenizer_class", "torchscript", "transformers_weights", "use_bfloat16"),
+}
 ROPE_FIELDS = {  # by `rope_type`
     "default": {"rope_theta"},
     "llama3": {"rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
@@ -52,6 +89,12 @@ ROPE_FIELDS = {  # by `rope_type`
 
 def is_number(value) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def with_nearest(name: str, known) -> str:
+    """The `name`, and the known one that it may be a misspelling of."""
+    nearest = get_close_matches(name, known, n=1)
+    return f"`{name}` (did you mean `{nearest[0]}`?)" if nearest else f"`{name}`"
 
 
 @strict
@@ -85,6 +128,8 @@ class LatentAttentionConfig(PreTrainedConfig):
             embeddings in local attention. The `rope_type` "llama3" is for weights that were trained with it.
         attention_bias (`bool`, defaults to `False`): Biases on `q_proj`, `k_proj`, `v_proj`; never on `o_proj`,
             so that latents that have read nothing stay as they are.
+        trained_with (`dict`, defaults to `None`): Not to be set: what of the above the weights were saved with.
+            `from_pretrained` warns where it differs from what the model has.
 
     Raises:
         `ValueError`, or huggingface_hub's `StrictDataclassError` around one: for a value that no model can be built
@@ -121,6 +166,7 @@ class LatentAttentionConfig(PreTrainedConfig):
     max_chunk_repeats: int | float = 1
     rope_parameters: dict | None = None
     initializer_range: float = 0.02
+    trained_with: dict | None = None
     use_cache: bool = True
     tie_word_embeddings: bool = False
     pad_token_id: int | None = None
@@ -139,6 +185,12 @@ class LatentAttentionConfig(PreTrainedConfig):
                 f"a divisor of `hidden_size` ({self.hidden_size}) where `head_dim` is not given",
             )
         self._take_older_pattern(kwargs)
+        self.dtype = self.dtype or kwargs.pop("torch_dtype", None)  # the older name
+        self._require(
+            not isinstance(self.dtype, str) or isinstance(getattr(torch, self.dtype, None), torch.dtype),
+            "dtype",
+            'a dtype of torch or its name, such as "bfloat16", "float16" or "float32"',
+        )
         # What a checkpoint says is overwritten: entries read from the Hub carry the name of the repository that they
         # were read from, and a copy saved elsewhere must point to its own code.
         kwargs.pop("auto_map", None)
@@ -155,6 +207,7 @@ class LatentAttentionConfig(PreTrainedConfig):
             # No limit of the model. The library asks for it where it reads a configuration without its code.
             factor, length = (self.rope_parameters[name] for name in ("factor", "original_max_position_embeddings"))
             kwargs.setdefault("max_position_embeddings", int(factor * length))
+        self._warn_of_unknown(kwargs)
         super().__post_init__(**kwargs)
 
     def _take_older_pattern(self, kwargs: dict) -> None:
@@ -170,6 +223,28 @@ class LatentAttentionConfig(PreTrainedConfig):
                 )
         if self.layer_pattern is None:
             self.layer_pattern = meant or list(DEFAULT_PATTERN)
+
+    def _warn_of_unknown(self, names) -> None:
+        """Name fields that are kept, as the library keeps any, and have no effect: one may be misspelt."""
+        unknown = [name for name in names if not (name.startswith("_") or hasattr(type(self), name))]
+        if unknown := [name for name in unknown if name not in LIBRARY_FIELDS | vars(GenerationConfig()).keys()]:
+            named = ", ".join(with_nearest(name, type(self).__dataclass_fields__) for name in unknown)
+            logger.warning(f"The configuration keeps fields that latent attention does not read: {named}.")
+
+    def record_training(self) -> None:
+        """Note what the weights that are being saved were made with."""
+        self.trained_with = {field: getattr(self, field) for field in TRAINED_FIELDS}
+
+    def warn_of_changes_since_training(self) -> None:
+        trained = self.trained_with or {}
+        changed = [field for field in TRAINED_FIELDS if field in trained and trained[field] != getattr(self, field)]
+        if changed:
+            named = "; ".join(f"`{field}` was {trained[field]!r} and is {getattr(self, field)!r}" for field in changed)
+            logger.warning(
+                f"These weights were trained with other values than the configuration has: {named}. They load, but "
+                "the model computes something else than it has learned. Restore the values, or train it on with the "
+                "new ones."
+            )
 
     def _require(self, holds: bool, field: str, allowed: str):
         if not holds:

@@ -113,7 +113,7 @@ class ChunkedLatentAttention(nn.Module):
         """What tokens `(R, N, C, D)` read from latents that have seen exactly the chunks before theirs."""
         conv_inputs = None if cached is None else cached.conv_inputs
         inputs, conv_inputs = convolve(self.token_conv, tokens, layout, conv_inputs)
-        chunks = KeysValues(*self.input_to_latent.keys_values(inputs))  # (R, N, Hkv, C, d)
+        chunks = self.input_to_latent.keys_values(inputs)  # (R, N, Hkv, C, d)
         if cached is not None:
             chunks = chunks.with_cached(cached.chunk, layout.filled)
         statistics = self.compress(chunks, layout, None if cached is None else cached.statistics)
@@ -188,7 +188,7 @@ class ChunkedLatentAttention(nn.Module):
         """
         normed = self.refine_norm(latents)  # (..., M, D)
         attended, _ = self.latent_self(self.latent_self.queries(normed), *self.latent_self.keys_values(normed))
-        return KeysValues(*self.latent_to_input.keys_values(self.readout_norm(latents + attended)))
+        return self.latent_to_input.keys_values(self.readout_norm(latents + attended))
 
     def retrieve(self, tokens: torch.Tensor, readout: KeysValues) -> torch.Tensor:
         """Step 3: tokens `(..., L, D)` attend to refined latents `(..., Hkv, M, d)`."""
@@ -201,7 +201,7 @@ class ChunkedLatentAttention(nn.Module):
         """One token `(B, 1, D)` of each row reads the latents, which see it once its chunk is complete."""
         cached = update_rows(cached, layout, self.take_in_chunk)
         inputs, conv_inputs = convolve(self.token_conv, tokens, layout, cached.conv_inputs)
-        new = KeysValues(*self.input_to_latent.keys_values(inputs))  # (B, Hkv, 1, d)
+        new = self.input_to_latent.keys_values(inputs)  # (B, Hkv, 1, d)
         state = cached._replace(chunk=cached.chunk.write(layout.slot, new), conv_inputs=conv_inputs)
         return self.retrieve(tokens, state.readout), state
 

@@ -25,6 +25,7 @@ from typing import NamedTuple
 import torch
 
 from .chunk_layout import GridLayout, Progress, StepLayout
+from .named_parts import made_like_a_tuple
 from .prefix_statistics import Statistics
 from .token_conv import last_inputs
 
@@ -42,6 +43,7 @@ def map_tensors(change, parts, *others):
     return type(parts)(*(map_tensors(change, *part) for part in zip(parts, *others, strict=True)))
 
 
+@made_like_a_tuple
 class KeysValues(NamedTuple):
     """Keys and values of one attention, `(..., Hkv, S, d)` each, S tokens, slots or latents."""
 
@@ -67,6 +69,7 @@ class KeysValues(NamedTuple):
         return map_tensors(lambda grid: pick_chunk(grid, chunk) * kept[:, None, :, None].to(grid.dtype), self)
 
 
+@made_like_a_tuple
 class MemoryState(NamedTuple):
     """What the latents know, and what they will take in when the chunk in progress is complete."""
 
@@ -76,6 +79,7 @@ class MemoryState(NamedTuple):
     conv_inputs: torch.Tensor | None  # (B, K - 1, D), the last normed tokens
 
 
+@made_like_a_tuple
 class LayerState(NamedTuple):
     """The state of one layer: only what its kind needs."""
 

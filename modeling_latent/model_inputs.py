@@ -17,11 +17,24 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from transformers.utils import TransformersKwargs, logging
 from transformers.utils.import_utils import is_tracing
 
 from .cache_latent import add_layers, state_fields, take_over_empty_layers
 from .cache_name import CACHE_NAME
-from .configuration_latent import LatentAttentionConfig
+from .chunk_layout import GridLayout, StepLayout, running_max
+from .configuration_latent import LatentAttentionConfig, with_nearest
+
+
+logger = logging.get_logger(__name__)
+
+# What the library and its trainer may send to any model, whether or not that reads it.
+SENT_TO_ALL = {"return_dict", "shift_labels", "skip_logits", "debug_io", "debug_io_dir", "prune_layers"}
+SENT_TO_ALL |= TransformersKwargs.__annotations__.keys()
+ARGUMENTS = SENT_TO_ALL | {
+    *("input_ids", "attention_mask", "inputs_embeds", "cache", "past_key_values", "use_cache"),
+    *("labels", "logits_to_keep", "start_positions", "end_positions"),
+}
 
 
 def used_layer(layers: list):
@@ -77,6 +90,15 @@ def check_no_cache_beside(checkpointing: bool, cache) -> None:
         )
 
 
+def warn_of_other_arguments(arguments: dict) -> None:
+    """Name those that no part of the model reads, which the library passes on in silence: one may be misspelt."""
+    if torch.compiler.is_compiling():
+        return
+    for name, value in arguments.items():
+        if value is not None and name not in SENT_TO_ALL and not name.startswith("output_"):
+            logger.warning_once(f"This model has no argument {with_nearest(name, ARGUMENTS)}: it has no effect.")
+
+
 def check_past_of_mask(attention_mask, tokens: torch.Tensor, cache) -> None:
     """
     A cache can't take out again what it has read, so the mask of a batch must not hide it now. Waits for the device.
@@ -98,10 +120,13 @@ def check_past_of_mask(attention_mask, tokens: torch.Tensor, cache) -> None:
         )
 
 
-def check_attention_mask(attention_mask, inputs_embeds, continued: bool) -> torch.Tensor | None:
-    """Which of the new tokens are real, `(B, T)`; `None` where all are."""
+def read_mask(attention_mask, inputs_embeds, continued: bool) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """
+    Which of the new tokens are real, `(B, T)`, `None` where all are; and the numbers of their documents, `(B, T)`,
+    where the mask has numbers beyond 1, as packers write them, else `None`.
+    """
     if attention_mask is None:
-        return None
+        return None, None
     batch, length = inputs_embeds.shape[:2]
     shape = tuple(getattr(attention_mask, "shape", ()))
     if len(shape) != 2 or shape[0] != batch or shape[1] < length or (shape[1] > length and not continued):
@@ -111,15 +136,48 @@ def check_attention_mask(attention_mask, inputs_embeds, continued: bool) -> torc
             "changed by a 4-D mask; to keep packed documents apart pass `position_ids` that restart at 0, or "
             "`cu_seq_lens_q`."
         )
-    if attention_mask.is_floating_point() and not torch.compiler.is_compiling():
-        if not ((attention_mask == 0) | (attention_mask == 1)).all():
-            raise ValueError(
-                "`attention_mask` has values other than 0 and 1, as an additive mask has, but must be 0 for padding "
-                "and 1 for tokens."
-            )
-    valid = attention_mask[:, -length:].bool()
-    # Looking waits for the device, once a forward. A traced or compiled graph can't look and takes the general path.
-    return None if not is_tracing(valid) and valid.all() else valid
+    new = attention_mask[:, -length:]
+    valid = new.bool()
+    looked_at = attention_mask if attention_mask.is_floating_point() else new  # an additive mask may begin with zeros
+    plain = ((looked_at == 0) | (looked_at == 1)).all()
+    if is_tracing(valid):
+        # A traced or compiled graph can't look, and takes the general path.
+        if attention_mask.dtype != torch.bool:
+            refuse(~plain, "`attention_mask` has values other than 0 and 1, which a compiled model does not take.")
+        return valid, None
+    plain, all_valid = torch.stack([plain, valid.all()]).tolist()  # waits for the device, once a forward
+    if not plain:
+        check_document_numbers(new)
+    return None if all_valid else valid, None if plain else new.long()
+
+
+def check_document_numbers(mask: torch.Tensor) -> None:
+    """That a mask of other values than 0 and 1 numbers documents. Waits for the device."""
+    falls = (mask != 0) & (mask < real_before(mask, mask != 0, none=0))
+    if mask.is_floating_point() or ((mask < 0) | falls).any():
+        raise ValueError(
+            "`attention_mask` has values other than 0 and 1, as an additive mask has, but must be 0 for padding and 1 "
+            "for tokens; or integers that number packed documents and rise along each row, such as 1 1 2 2 0. (Behind "
+            "such documents `generate()` needs its cache.)"
+        )
+
+
+def check_attention_mask(attention_mask, inputs_embeds, continued: bool) -> torch.Tensor | None:
+    """Which of the new tokens are real, `(B, T)`; `None` where all are. For one sequence per row."""
+    valid, documents = read_mask(attention_mask, inputs_embeds, continued)
+    if documents is not None:
+        raise ValueError(
+            "`attention_mask` numbers packed documents, but must be 0 for padding and 1 for tokens: a layer alone "
+            "takes one sequence per row."
+        )
+    return valid
+
+
+def reaches_second_chunk(layout: GridLayout | StepLayout) -> bool:
+    """Whether a token stands behind a complete chunk. Waits for the device where rows are not simply filled."""
+    if isinstance(layout, GridLayout) and layout.indices is None:
+        return layout.grid_shape[1] > 1
+    return bool((layout.chunk_index > 0).any())
 
 
 def refuse_activated_lora(model: nn.Module) -> None:
@@ -141,9 +199,39 @@ def predictable(labels: torch.Tensor, attention_mask: torch.Tensor | None) -> to
     return labels.masked_fill(seen <= 1, -100)
 
 
-def counted_per_predictable(labels: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    """How many of `labels` `(B, T)`, as `Trainer` counts them for `num_items_in_batch`, stand for each of `kept`."""
-    return (labels[:, 1:] != -100).sum() / (kept[:, 1:] != -100).sum().clamp(min=1)
+def labels_to_divide_by(num_items_in_batch, labels: torch.Tensor, kept: torch.Tensor):
+    """
+    By what to divide the summed loss. `Trainer` counts all `labels` `(B, T)` but those at a row's first place, which
+    with left padding are more than are `kept`. A count of this batch alone is put right. One of several micro-batches
+    stays as it is, for all tokens to weigh the same: how many labels the others keep is not known here.
+    """
+    counted, predicted = ((each[:, 1:] != -100).sum() for each in (labels, kept))
+    items = torch.as_tensor(num_items_in_batch, device=labels.device)
+    return torch.where(items == counted, predicted.clamp(min=1), items)
+
+
+def check_labels(labels, batch_shape: tuple[int, int]) -> None:
+    """That there is the number of a class for each token."""
+    if getattr(labels, "dtype", None) not in (torch.long, torch.uint8) or labels.shape != batch_shape:
+        raise ValueError(
+            f"`labels` is {described(labels)} but must be torch.long of shape {tuple(batch_shape)}: for each token "
+            "that has logits the number of a class, or -100 for none. Other types become so by `labels.long()`."
+        )
+
+
+def check_labels_of_rows(labels, rows: int, config: LatentAttentionConfig) -> None:
+    """That labels are of the type and size that the library's loss of sequence classification takes."""
+    kind, dtype = config.problem_type, getattr(labels, "dtype", None)
+    is_float = dtype is not None and dtype.is_floating_point
+    size, fits = rows * config.num_labels, is_float or kind == "regression" or config.num_labels == 1
+    if kind == "single_label_classification" or (kind is None and config.num_labels > 1 and not is_float):
+        size, fits = rows, dtype == torch.long
+    if not fits or labels.numel() != size:
+        raise ValueError(
+            f"`labels` is {described(labels)}, but for `num_labels` {config.num_labels} and `problem_type` {kind!r} "
+            f"must be torch.long of shape {(rows,)}, the number of a class for each row; or for several labels at "
+            f"once, or a regression, floats of shape {(rows, config.num_labels)}."
+        )
 
 
 def real_before(values: torch.Tensor, valid: torch.Tensor | None, none: int) -> torch.Tensor:
@@ -151,13 +239,13 @@ def real_before(values: torch.Tensor, valid: torch.Tensor | None, none: int) -> 
     if valid is None:
         return nn.functional.pad(values[:, :-1], (1, 0), value=none)
     order = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
-    last = nn.functional.pad(torch.where(valid, order, -1).cummax(1).values[:, :-1], (1, 0), value=-1)
+    last = nn.functional.pad(running_max(torch.where(valid, order, -1))[:, :-1], (1, 0), value=-1)
     return values.expand_as(valid).gather(1, last.clamp(min=0)).masked_fill(last < 0, none)
 
 
 def refuse(wrong: torch.Tensor, message: str) -> None:
     """`ValueError` if a condition on the device holds, for which it waits. A compiled graph fails without waiting."""
-    if torch.compiler.is_compiling():
+    if is_tracing(wrong):
         torch._assert_async(~wrong, message)
     elif wrong:
         raise ValueError(message)
@@ -171,6 +259,16 @@ def restarts(position_ids: torch.Tensor, valid: torch.Tensor | None, first: bool
     none = torch.iinfo(torch.int32).max if first else -1  # larger ones, `pad` can't write
     starts = (position_ids == 0) | (position_ids <= real_before(position_ids, valid, none))
     return starts if valid is None else starts & valid
+
+
+def check_places(**positions) -> None:
+    """That they are numbers of tokens."""
+    for name, places in positions.items():
+        if getattr(places, "dtype", None) != torch.long:
+            raise ValueError(
+                f"`{name}` is {described(places)} but must be torch.long of shape (batch,): for each row the place of "
+                "a token."
+            )
 
 
 def check_answers(positions: tuple[torch.Tensor, ...], padding: torch.Tensor) -> None:
@@ -206,6 +304,10 @@ def check_packing(position_ids, cu_seq_lens_q, seq_idx, batch_shape: tuple[int, 
 
 def shape_of(value) -> str:
     return f"of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
+
+
+def described(value) -> str:
+    return f"{value.dtype} {shape_of(value)}" if isinstance(value, torch.Tensor) else shape_of(value)
 
 
 def sequence_numbers(cu_seq_lens_q: torch.Tensor, batch: int, length: int, device: torch.device) -> torch.Tensor:
@@ -248,8 +350,9 @@ def packed_starts(position_ids, cu_seq_lens_q, seq_idx, valid, tokens_seen, inpu
     if tokens_seen is not None:
         if cu_seq_lens_q is not None or seq_idx is not None:
             raise ValueError(
-                f"`cu_seq_lens_q` and `seq_idx` tell packed sequences apart, but `{CACHE_NAME}` holds tokens of an "
-                "earlier forward, which the new ones continue. Leave them out, or pass an empty cache."
+                f"`cu_seq_lens_q`, `seq_idx` and an `attention_mask` with numbers beyond 1 tell packed sequences "
+                f"apart, but `{CACHE_NAME}` holds tokens of an earlier forward, which the new ones continue. Leave "
+                "them out, or pass an empty cache."
             )
         check_no_restart(position_ids, valid, tokens_seen)
         return None

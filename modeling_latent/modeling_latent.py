@@ -29,6 +29,9 @@ Shapes: B batch, T tokens, D hidden_size, H heads, Hkv key/value heads, d head_d
 S sink tokens, K tokens of a convolution, and in the chunk layout R rows and N chunks.
 """
 
+import re
+from pathlib import Path
+
 import torch
 from torch import nn
 from transformers import (
@@ -48,12 +51,17 @@ from transformers.modeling_layers import (
     GenericForTokenClassification,
     GradientCheckpointingLayer,
 )
-from transformers.modeling_outputs import QuestionAnsweringModelOutput, SequenceClassifierOutputWithPast
-from transformers.modeling_utils import PreTrainedModel
+from transformers.modeling_outputs import (
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutputWithPast,
+    TokenClassifierOutput,
+)
+from transformers.modeling_utils import PreTrainedModel, load_state_dict
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import TransformersKwargs, can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention import MultiHeadAttention, branch_size, make_linear, make_norm
@@ -74,17 +82,25 @@ from .local_attention import LocalAttention, WindowRotation, local_attention_mas
 from .model_inputs import (
     TokensSeen,
     check_answers,
-    check_attention_mask,
     check_cache,
+    check_labels,
+    check_labels_of_rows,
     check_no_cache_beside,
     check_past_of_mask,
+    check_places,
     check_tokens,
-    counted_per_predictable,
+    labels_to_divide_by,
     packed_starts,
     predictable,
+    reaches_second_chunk,
+    read_mask,
     refuse_activated_lora,
+    warn_of_other_arguments,
 )
 from .token_conv import convolve, make_token_conv
+
+
+logger = logging.get_logger(__name__)
 
 
 # No class in this file that derives from nn.Module itself may have "Attention" in its name: transformers searches the
@@ -153,6 +169,33 @@ class LatentAttentionDecoderLayer(GradientCheckpointingLayer):
         return hidden_states + transformed
 
 
+def copy_code_above(checkpoint: Path) -> None:
+    """
+    Copy a checkpoint's code to the folder above, which `Trainer(push_to_hub=True)` pushes while it trains: there it
+    copies the configuration and the weights itself, but no code. Someone's own files of these names are left alone.
+    """
+    folder, mark = checkpoint.parent, "configuration_latent.py"
+    files = sorted(checkpoint.glob("*.py"), key=lambda file: file.name != mark)  # the mark first, lest it be missing
+    code = {file.name: file.read_bytes() for file in files}
+    there = {name: (folder / name).read_bytes() for name in code if (folder / name).is_file()}
+    if there and mark not in there:
+        return
+    for name, content in code.items():
+        if there.get(name) != content:  # what has not changed may be on its way to the Hub
+            (folder / name).write_bytes(content)
+
+
+def unreadable_files(folder: Path) -> list[str]:
+    """Which files of weights in a local folder are not what safetensors wrote."""
+    unreadable = []
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            load_state_dict(str(file), map_location="meta")
+        except Exception:  # safetensors' own, which is not imported here
+            unreadable.append(str(file))
+    return unreadable
+
+
 class LatentAttentionPreTrainedModel(PreTrainedModel):
     config: LatentAttentionConfig
     config_class = LatentAttentionConfig
@@ -184,10 +227,60 @@ class LatentAttentionPreTrainedModel(PreTrainedModel):
         AutoModel.register(type(config), LatentAttentionModel, exist_ok=True)
         super().__init__(config, *args, **kwargs)
 
+    @classmethod
+    def is_backend_compatible(cls) -> bool:
+        """Refuse vLLM and its like, which keep keys and values in pages of their own: a state has no place there."""
+        return False
+
+    def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args, **kwargs) -> str:
+        """The library's, which would say of FlashAttention that this model does not support it *yet*."""
+        if "flash" in (attn_implementation or ""):
+            raise ValueError(
+                f"`attn_implementation` is {attn_implementation!r}, but FlashAttention takes no mask, and local "
+                'attention needs one. Leave it out, for "sdpa", or take "eager", or on a GPU "flex_attention".'
+            )
+        return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """The library's, and a word on weights that can't be read, or were trained with another configuration."""
+        try:
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except Exception as error:
+            if type(error).__name__ != "SafetensorError":
+                raise
+            folder = Path(str(pretrained_model_name_or_path), kwargs.get("subfolder") or "")
+            raise ValueError(
+                f"The weights in {', '.join(unreadable_files(folder)) or folder} can't be read ({error}). Their "
+                "download was cut off, or git has left a pointer in their place: get them again, by `hf download` or "
+                "`git lfs pull`."
+            ) from error
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.config.warn_of_changes_since_training()
+        return loaded
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         init_weights(self.config, module)
+
+    def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, *args, **kwargs) -> None:
+        """
+        The library's, which saves the file and the name of the model's class. FSDP2 and others put a class of their
+        own over it, which goes by the name of the registered class meanwhile.
+        """
+        self.config.record_training()
+        cls = type(self)
+        registered = next((base for base in cls.__mro__ if vars(base).get("_auto_class")), cls)
+        names = cls.__module__, cls.__name__
+        cls.__module__, cls.__name__ = registered.__module__, registered.__name__
+        try:
+            super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        finally:
+            cls.__module__, cls.__name__ = names
+        folder = Path(save_directory)
+        if self.should_save_on_this_rank(is_main_process) and re.fullmatch(r"checkpoint-\d+", folder.name):
+            copy_code_above(folder)
 
 
 class LatentAttentionModel(LatentAttentionPreTrainedModel):
@@ -205,6 +298,7 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
         )
         self.norm = make_norm(config)
         self.gradient_checkpointing = False
+        self.looked_for_memory = False
         self.post_init()
 
     @merge_with_config_defaults
@@ -227,14 +321,14 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
         Args:
             input_ids: `(B, T)`; or `inputs_embeds`, `(B, T, D)`.
             attention_mask: `(B, T)` or `(B, past + T)`, 0 for padding, wherever it is. Beside a cache, which knows
-                the past, only the last T columns count.
+                the past, only the last T columns count. Integers beyond 1 number packed documents, as `seq_idx` does.
             position_ids: `(B, T)`; where they start anew, at 0 or by not rising, a new packed sequence starts.
                 Positions have no other meaning here, and must not start anew beside a cache with tokens.
             cache: a `DynamicCache` or a `StaticCache(config=model.config, ...)`.
             use_cache: whether to return one; never in a bidirectional model.
             cu_seq_lens_q: `(sequences + 1,)`, where packed sequences start in the one row, and where the last ends.
             seq_idx: `(B, T)`, number of the packed sequence that a token belongs to; another way to say the same. Of
-                several ways `cu_seq_lens_q` counts, then `seq_idx`, then `position_ids`.
+                several ways `cu_seq_lens_q` counts, then `seq_idx`, then a mask of numbers, then `position_ids`.
             new_chunk_rows: for a step of decoding, rows among which are all that enter a new chunk; `generate()`
                 knows them without asking the device.
             past_key_values: the same as `cache`, by its name before transformers 5.24.
@@ -250,19 +344,23 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
         cache = one_cache(cache, past_key_values)
         refuse_other_names(kwargs)
+        warn_of_other_arguments(kwargs)
         checkpointing = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         check_tokens(inputs_embeds)
         check_no_cache_beside(checkpointing, cache)
         if use_cache and self.config.is_causal and not checkpointing and cache is None:
             cache = DynamicCache(config=self.config)
         tokens_seen = check_cache(cache, self.config, inputs_embeds)
-        valid = check_attention_mask(attention_mask, inputs_embeds, tokens_seen is not None)
+        valid, documents = read_mask(attention_mask, inputs_embeds, tokens_seen is not None)
+        seq_idx = documents if seq_idx is None else seq_idx
         starts = packed_starts(position_ids, cu_seq_lens_q, seq_idx, valid, tokens_seen, inputs_embeds)
         # At most: what lies in front of the first and behind the last one is a sequence, too.
         sequences = None if cu_seq_lens_q is None else cu_seq_lens_q.shape[0] + 1
         layout = self.make_layout(
             inputs_embeds, valid, starts, sequences, tokens_seen, cache is not None, new_chunk_rows
         )
+        if self.training and torch.is_grad_enabled():
+            self.look_for_memory(layout)
         kwargs |= what_to_record(kwargs.get("output_attentions"), self.config)
         outputs = self.run_layers(layout, inputs_embeds, cache, **{**kwargs, "return_dict": True})
         return self.in_token_order(outputs, layout, inputs_embeds)
@@ -276,6 +374,19 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
         if tokens_seen is not None and valid is None and batch_shape[1] == 1:
             return step_layout(tokens_seen, size, new_chunk_rows)
         return grid_layout(batch_shape, size, device, valid, starts, tokens_seen, with_cache, sequences)
+
+    def look_for_memory(self, layout: GridLayout | StepLayout) -> None:
+        """Warn, once a training, if the first batch gives the latents nothing to read."""
+        # What a replica of `DataParallel` notes is gone after the forward.
+        if self.looked_for_memory or is_tracing(layout.chunk_index) or hasattr(self, "_is_replica"):
+            return
+        self.looked_for_memory = True
+        if self.config.is_causal and self.config.has_latents and not reaches_second_chunk(layout):
+            logger.warning(
+                f"No sequence of this batch is longer than a chunk (`chunk_size` is {self.config.chunk_size}). Latents"
+                " read complete chunks, for the tokens behind them: such a batch trains no memory. Train on longer "
+                "sequences, or with a smaller `chunk_size`."
+            )
 
     @capture_outputs
     def run_layers(
@@ -353,8 +464,9 @@ class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, GenerationMixin
             labels: `(B, T)`, -100 where there is none; shifted by one inside the loss. That of a row's first token
                 does not count, behind left padding either; for that of a packed sequence write -100, as
                 `DataCollatorWithFlattening` does.
-            num_items_in_batch: by what to divide the summed loss instead of its own number of labels. It counts as
-                `Trainer` does, every label but those at the first place of a row, which may be padding.
+            num_items_in_batch: by what to divide the summed loss instead of its own number of labels. `Trainer`
+                counts every label but those at the first place of a row, which may be padding; where it has counted
+                no other batch than this, the first tokens behind left padding are taken out again.
             logits_to_keep: how many of the last tokens get logits, or their indices; 0 for all.
 
         Raises:
@@ -374,10 +486,13 @@ class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, GenerationMixin
         logits = self.lm_head(outputs.last_hidden_state[:, kept])  # (B, kept, V)
         loss = None
         if labels is not None:
-            kept_labels = predictable(labels, attention_mask)
-            loss = self.loss_function(logits=logits, labels=kept_labels, vocab_size=self.config.vocab_size, **kwargs)
-            if kwargs.get("num_items_in_batch") is not None and kwargs.get("shift_labels") is None:
-                loss = loss * counted_per_predictable(labels, kept_labels).to(loss.device)
+            if kwargs.get("shift_labels") is None:
+                check_labels(labels, logits.shape[:2])
+                kept, counted = predictable(labels, attention_mask), kwargs.get("num_items_in_batch")
+                if counted is not None:
+                    kwargs["num_items_in_batch"] = labels_to_divide_by(counted, labels, kept)
+                labels = kept
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return LatentAttentionCausalLMOutput(
             loss=loss, logits=logits, **{CACHE_NAME: cache_of(outputs)}, **recorded(outputs)
         )
@@ -465,7 +580,20 @@ class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, GenerationMixin
         )
 
 
-class LatentAttentionForMaskedLM(LatentAttentionPreTrainedModel):
+class LatentAttentionTaskModel(LatentAttentionPreTrainedModel):
+    """What does not generate."""
+
+    def __getattr__(self, name: str):
+        if name == "prepare_inputs_for_generation":
+            raise AttributeError(
+                f"{type(self).__name__} does not generate, but has been given an adapter with the `task_type` "
+                '"CAUSAL_LM", which does. Make the adapter with the `task_type` of this model, such as "SEQ_CLS", '
+                '"TOKEN_CLS" or "QUESTION_ANS", or load a LatentAttentionForCausalLM.'
+            )
+        return super().__getattr__(name)
+
+
+class LatentAttentionForMaskedLM(LatentAttentionTaskModel):
     """A bidirectional model that fills in masked tokens."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -497,6 +625,7 @@ class LatentAttentionForMaskedLM(LatentAttentionPreTrainedModel):
         logits = self.lm_head(outputs.last_hidden_state)  # (B, T, V)
         loss = None
         if labels is not None:
+            check_labels(labels, logits.shape[:2])
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return LatentAttentionMaskedLMOutput(loss=loss, logits=logits, **recorded(outputs))
 
@@ -510,10 +639,8 @@ def real_tokens(config: LatentAttentionConfig, input_ids, attention_mask, like: 
     return torch.ones(like.shape[:2], dtype=torch.bool, device=like.device)
 
 
-class LatentAttentionForSequenceClassification(GenericForSequenceClassification, LatentAttentionPreTrainedModel):
+class LatentAttentionForSequenceClassification(GenericForSequenceClassification, LatentAttentionTaskModel):
     """Classifies by the last real token, or, in a bidirectional model, by the mean of the real tokens."""
-
-    accepts_loss_kwargs = False  # a mean over rows, which `Trainer` has to divide when it accumulates gradients
 
     @can_return_tuple
     def forward(
@@ -526,16 +653,24 @@ class LatentAttentionForSequenceClassification(GenericForSequenceClassification,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutputWithPast:
         """
-        Arguments as in [`LatentAttentionModel`], and `labels` `(B,)`. Padding, on either side, is where
-        `attention_mask` is 0. Without a mask the model reads it; what is pooled then leaves out the padding token, if
-        there is one.
+        Arguments as in [`LatentAttentionModel`], and `labels` `(B,)`, or `(B, num_labels)` for several at once.
+        Padding, on either side, is where `attention_mask` is 0. Without a mask the model reads it; what is pooled then
+        leaves out the padding token, if there is one.
         """
         outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds=inputs_embeds, **kwargs)
         logits = self.score(outputs.last_hidden_state)  # (B, T, labels)
         pooled_logits = self.pool(logits, real_tokens(self.config, input_ids, attention_mask, logits))
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, pooled_logits=pooled_logits, config=self.config)
+            check_labels_of_rows(labels, pooled_logits.shape[0], self.config)
+            items = kwargs.get("num_items_in_batch")
+            loss = self.loss_function(
+                logits=logits, labels=labels, pooled_logits=pooled_logits, config=self.config, num_items_in_batch=items
+            )
+            if items is not None and self.config.problem_type != "single_label_classification":
+                # Other losses are means, whatever they are told. `Trainer` leaves numbers of -100 out of its count.
+                items = torch.as_tensor(items, device=loss.device).clamp(min=labels.numel())
+                loss = loss * labels.numel() / items
         return SequenceClassifierOutputWithPast(
             loss=loss,
             logits=pooled_logits,
@@ -553,13 +688,32 @@ class LatentAttentionForSequenceClassification(GenericForSequenceClassification,
         return (logits * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
-class LatentAttentionForTokenClassification(GenericForTokenClassification, LatentAttentionPreTrainedModel):
+class LatentAttentionForTokenClassification(GenericForTokenClassification, LatentAttentionTaskModel):
     """A label for every token."""
 
-    accepts_loss_kwargs = False  # a mean over tokens, as above
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> TokenClassifierOutput:
+        """Arguments as in [`LatentAttentionModel`], and `labels` `(B, T)`, -100 where a token has none."""
+        outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds=inputs_embeds, **kwargs)
+        logits = self.score(self.dropout(outputs.last_hidden_state))  # (B, T, labels)
+        loss = None
+        if labels is not None:
+            check_labels(labels, logits.shape[:2])
+            loss = self.loss_function(logits, labels, self.config, **kwargs)
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
 
 
-class LatentAttentionForQuestionAnswering(GenericForQuestionAnswering, LatentAttentionPreTrainedModel):
+class LatentAttentionForQuestionAnswering(GenericForQuestionAnswering, LatentAttentionTaskModel):
     """Where the answer starts and ends, which is not in the padding."""
 
     @can_return_tuple
@@ -587,6 +741,7 @@ class LatentAttentionForQuestionAnswering(GenericForQuestionAnswering, LatentAtt
         start_logits, end_logits = logits.unbind(-1)
         loss = None
         if start_positions is not None and end_positions is not None:
+            check_places(start_positions=start_positions, end_positions=end_positions)
             positions = (start_positions.to(logits.device), end_positions.to(logits.device))
             check_answers(positions, padding)
             loss = self.loss_function(start_logits, end_logits, *positions, **kwargs)

@@ -33,7 +33,10 @@ from typing import NamedTuple
 
 import torch
 
+from .named_parts import made_like_a_tuple
 
+
+@made_like_a_tuple
 class Statistics(NamedTuple):
     """What each head and latent has read in a span of tokens."""
 
@@ -69,10 +72,11 @@ def empty_statistics(shape: tuple[int, ...], head_dim: int, dtype: torch.dtype, 
 def chunk_scores(queries: torch.Tensor, keys: torch.Tensor, scaling: float) -> torch.Tensor:
     """Scores `(X, H, M, C)` of latents' queries `(H, M, d)` and keys `(X, Hkv, C, d)` of chunks."""
     num_heads, num_latents, head_dim = queries.shape
-    if keys.dtype == torch.float16:  # whose greatest number, 65,504, a product of queries and keys may exceed
-        queries, keys = queries.float(), keys.float()
     grouped = queries.reshape(keys.shape[1], -1, head_dim) * scaling  # (Hkv, H / Hkv * M, d)
-    with torch.autocast(keys.device.type, enabled=False):  # which would make float16 of them again
+    if keys.dtype == torch.float16:  # whose greatest number, 65,504, a product of queries and keys may exceed
+        with torch.autocast(keys.device.type, enabled=False):  # which would make float16 of them again
+            scores = torch.einsum("xkcd,kqd->xkqc", keys.float(), grouped.float())
+    else:
         scores = torch.einsum("xkcd,kqd->xkqc", keys, grouped).to(statistics_dtype(keys.dtype))
     return scores.reshape(keys.shape[0], num_heads, num_latents, keys.shape[2])
 

@@ -16,6 +16,7 @@
 import gzip
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -103,12 +104,61 @@ def test_compressors_are_measured_one_text_at_a_time():
     assert train.compressed_bits_per_byte(texts)["gzip -9"] == pytest.approx(expected)
 
 
-def test_resuming_goes_on_where_training_stopped(trained, texts, config_folder, tmp_path):
-    train.main(flags(texts, tmp_path, "--config", str(config_folder), "--max_steps", "6"))
-    train.main(flags(texts, tmp_path, "--resume"))  # of the checkpoint's configuration
+def cut(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("flag", ["--resume", "--resume_from_checkpoint"])
+def test_resuming_goes_on_where_training_stopped(flag, trained, texts, tmp_path, capsys):
+    folder = tmp_path / "checkpoint-6"
+    shutil.copytree(trained / "checkpoint-6", folder)
+    for step in (10, 12):  # newer ones, of a training that was killed while it saved
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    shutil.copy(trained / "checkpoint-12" / "model.safetensors", tmp_path / "checkpoint-12")
+    cut(tmp_path / "checkpoint-12" / "model.safetensors")
+    value = [] if flag == "--resume" else [str(folder)]
+    train.main(flags(texts, tmp_path, flag, *value))  # of the checkpoint's configuration
     weights = [AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (tmp_path, trained)]
     for name, value in weights[0].items():
         torch.testing.assert_close(value, weights[1][name], atol=1e-5, rtol=1e-4)
+    if flag == "--resume":
+        said = [line.split(" (")[0] for line in capsys.readouterr().out.splitlines() if str(tmp_path) in line][:3]
+        skipped = [f"skipping {tmp_path / f'checkpoint-{step}'}, which is not complete" for step in (12, 10)]
+        assert said == [*skipped, f"going on from {folder}"]
+
+
+def test_half_a_checkpoint_is_told_from_a_complete_one(trained, tmp_path):
+    complete, half = trained / "checkpoint-12", tmp_path / "half"
+    assert train.fault_of(complete) is None
+    files = sorted(complete.iterdir(), key=lambda file: file.stat().st_mtime_ns)
+    assert files[-1].name == "trainer_state.json"
+    half.mkdir()
+    for file in files:  # killed at each file, for the first time or with older ones there
+        assert train.fault_of(half) is not None
+        shutil.copy(file, half)
+        cut(half / file.name)
+        assert train.fault_of(half) is not None
+        shutil.copy(file, half)
+    assert train.fault_of(half) is None
+    for file in files:
+        if file.suffix in (".json", ".safetensors", ".pt", ".pth"):
+            cut(half / file.name)
+            assert train.fault_of(half).startswith(f"{file.name}: ")
+            shutil.copy(file, half)
+    AutoModelForCausalLM.from_pretrained(half).save_pretrained(half, max_shard_size="20KB")
+    (half / "model.safetensors").unlink()
+    assert train.fault_of(half) is None
+    shard = next(half.glob("model-00002*"))
+    shard.unlink()
+    assert train.fault_of(half) == f"without {shard.name}"
+
+
+def test_a_checkpoint_that_cannot_be_resumed_is_refused(texts, trained, tmp_path):
+    missing = str(tmp_path / "checkpoint-7")
+    with pytest.raises(ValueError, match=f"--resume_from_checkpoint is {missing} but must be .* no such folder"):
+        train.main(flags(texts, tmp_path, "--resume_from_checkpoint", missing))
+    with pytest.raises(ValueError, match="two checkpoints: leave one of them out"):
+        train.main(flags(texts, trained, "--resume", "--resume_from_checkpoint", str(trained / "checkpoint-6")))
 
 
 def test_a_text_file_is_a_document_and_other_files_are_refused(tmp_path):
@@ -235,7 +285,7 @@ def test_the_smallest_vocabulary_gives_back_every_byte(texts):
 
 
 def test_resuming_without_a_checkpoint_says_so(texts, tmp_path):
-    with pytest.raises(ValueError, match="--resume found no checkpoint"):
+    with pytest.raises(ValueError, match="--resume found no complete checkpoint"):
         train.main(flags(texts, tmp_path / "nothing", "--resume"))
 
 

@@ -198,7 +198,7 @@ def test_what_a_step_records_is_what_a_full_forward_records():
 
 
 def test_attentions_say_which_latent_is_read():
-    model, prompt = eager_model(), random_ids(2, 6)
+    model, prompt = eager_model(layer_pattern=["both"]), random_ids(2, 6)
     expected = generate(model, prompt, **EVERYTHING)
     for layer in model.model.layers:
         layer.latent_attention.latents.data = layer.latent_attention.latents.data.flip(0)

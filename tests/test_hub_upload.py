@@ -534,6 +534,9 @@ def test_an_existing_private_repository_stays_private(upload, hub, saved):
 
 def test_trainer_and_model_push_to_hub(worker, hub, tmp_path):
     worker(train_and_push, tmp_path / "trainer", REPO_ID)
+    commits = zip(hub.repos[REPO_ID].messages, hub.repos[REPO_ID].commits.values(), strict=True)
+    in_progress = [set(tree) for message, tree in commits if message.startswith("Training in progress")]
+    assert in_progress and all(MODEL_FILES | TOKENIZER_FILES <= files for files in in_progress)
     worker(push_model, "me/pushed")
     for repo_id in (REPO_ID, "me/pushed"):
         assert MODEL_FILES | TOKENIZER_FILES <= set(hub.repos[repo_id].files())

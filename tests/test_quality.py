@@ -16,6 +16,7 @@
 import json
 from functools import partial
 from pathlib import Path
+from statistics import mean
 from types import SimpleNamespace
 
 import pytest
@@ -31,7 +32,6 @@ from modeling_latent.cache_name import cache_of
 
 
 README = Path(__file__).parents[1] / "README.md"
-ARCHITECTURE = README.parent / "docs" / "architecture.md"
 SHAPE = {
     "vocab_size": 31,
     "hidden_size": 16,
@@ -449,3 +449,74 @@ def test_the_readme_has_what_was_measured():
     text = tables.README.read_text(encoding="utf-8")
     assert all(f"<!-- {table}: start -->" in text for table in tables.TABLES)
     assert tables.fill_in(text) == text
+
+
+ALONE, WITH_WINDOW, IN_EVERY_LAYER = "latents alone", "latents and window", "latents in every layer, and window"
+
+
+def means_of(table: str, metric, digits: int = 2) -> dict[str, str]:
+    """A metric of units, rounded, as its mean over seeds by the names of the table's rows."""
+    result = json.loads((record.RESULTS / f"quality_{table}.json").read_text(encoding="utf-8"))
+    return {tables.sized_name(point[0]): f"{mean(map(metric, point)):.{digits}f}" for point in result["points"]}
+
+
+def said_of_recall() -> dict[Path, list[str]]:
+    reduced = means_of("mqar_reduced", lambda unit: unit["accuracy"])
+    small = means_of("mqar_small", lambda unit: unit["accuracy"])
+    mamba, delta = small["Mamba-2, 16"], small["gated delta net, 32"]
+    return {
+        README: [
+            f"16 latents in every layer recall {reduced[f'{IN_EVERY_LAYER}, 16']} of the values, full attention "
+            f"{reduced['full attention']} ",
+            f"latents alone recall {small[f'{ALONE}, 8']} from 4,896 numbers, Mamba-2 {mamba} from 5,376 and the "
+            f"gated delta net {delta} from 5,632",
+        ],
+        tables.README: [
+            f"16 of them recall {reduced[f'{IN_EVERY_LAYER}, 16']} after so short a training, 4 recall "
+            f"{reduced[f'{IN_EVERY_LAYER}, 4']}, and the window alone {reduced['window alone']}",
+            f"8 of them recall {small[f'{ALONE}, 8']} from a state of 4,896 numbers, Mamba-2 {mamba} from 5,376",
+            f"recalls next to nothing ({small['window alone']}). 4 latents in every layer and the window recall "
+            f"{small[f'{IN_EVERY_LAYER}, 4']} from 8,464 numbers, 16 of them {small[f'{IN_EVERY_LAYER}, 16']} from ",
+        ],
+    }
+
+
+def said_of_passkeys() -> dict[Path, list[str]]:
+    at_16, at_256 = (means_of("passkey_reduced", lambda unit, i=i: unit["by_length"][i]["accuracy"]) for i in (2, 3))
+    repeated, plain, every = f"{WITH_WINDOW}, chunks repeated, 16", f"{WITH_WINDOW}, 16", f"{IN_EVERY_LAYER}, 16"
+    sentence = (
+        f"finds the number in 1,024 tokens in {at_16[repeated]} of the texts and in 16,384 in {at_256[repeated]}; "
+        f"without repeats in {at_16[plain]} and {at_256[plain]}, with latents in every layer in {at_16[every]} and "
+        f"{at_256[every]}"
+    )
+    return {README: [sentence], tables.README: [sentence]}
+
+
+def said_of_language_models() -> dict[Path, list[str]]:
+    def behind(form: str, name: str, metric: str) -> float:
+        losses = means_of(f"language_model_{form}", lambda unit: unit[metric], digits=9)
+        return float(losses[f"{name}, 32"]) - float(losses["window alone"])
+
+    within, end = "loss_in_training_length", "loss_at_the_end"
+    reduced = (
+        f"{behind('reduced', WITH_WINDOW, within):.2f} nats per byte behind the window alone at equal size, with "
+        f"latents in every layer {behind('reduced', IN_EVERY_LAYER, within):.2f}"
+    )
+    medium = f"{behind('medium', IN_EVERY_LAYER, within):.3f}"
+    return {
+        README: [reduced, f"latents in every layer are {medium} behind the window alone"],
+        tables.README: [
+            reduced,
+            f"Latents in every layer, beside the window, are {medium} nats behind the window alone",
+            f"and {behind('medium', IN_EVERY_LAYER, end):.3f} behind at the end of texts 16 times as long",
+        ],
+    }
+
+
+@pytest.mark.parametrize("said", [said_of_recall, said_of_passkeys, said_of_language_models])
+def test_what_a_page_says_of_the_tables_is_in_them(said):
+    """Numbers in sentences, in the page that says them."""
+    for page, expected in said().items():
+        text = " ".join(page.read_text(encoding="utf-8").split())
+        missing = [sentence for sentence in expected if sentence not in text]
+        assert not missing, "\n".join([str(page), *missing])
