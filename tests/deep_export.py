@@ -20,9 +20,10 @@ import copy
 
 import pytest
 import torch
+from transformers.exporters.utils import get_leaf_tensors
+
 from common import random_ids
 from test_export import CACHES, EXPORTERS, PROMPT, can_run_exports, export, exportable_model, padded_prompt, stages
-from transformers.exporters.utils import get_leaf_tensors
 
 
 pytestmark = can_run_exports
