@@ -190,9 +190,9 @@ def prefill_in_pieces(model: PreTrainedModel, cache, input_ids: torch.Tensor, pi
 
 
 def cache_bytes(cache) -> int:
-    """All that its tensors hold, statistics and counters too."""
+    """All that its tensors hold, but for numbers without a dimension, such as a length that the host counts."""
     tensors = (leaf for layer in cache.layers for leaf in tree_leaves(vars(layer)))
-    return sum(leaf.nbytes for leaf in tensors if isinstance(leaf, torch.Tensor))
+    return sum(leaf.nbytes for leaf in tensors if isinstance(leaf, torch.Tensor) and leaf.ndim)
 
 
 def by_length(bench: Bench, measure: str, lengths: tuple[int, ...], few: tuple[int, ...], make_call: Callable) -> None:
