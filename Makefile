@@ -8,7 +8,7 @@ SUDO = $(if $(filter-out 0,$(shell id -u)),sudo)
 CODE := modeling_latent benchmarks configuration examples tests hub hub_upload.py setup.py
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo picture bench bench-gpu quality quality-gpu test lint chromium clean
+.PHONY: demo picture bench bench-gpu quality quality-gpu test test-deep lint chromium clean
 
 # What fits into five minutes on two cores, from tokenizer to text.
 RECIPE := --max_steps 600 --per_device_train_batch_size 2 --learning_rate 2e-3 --warmup_steps 45 \
@@ -56,6 +56,10 @@ quality-gpu: $(VENV)/test.stamp
 
 test: lint chromium
 	$(PYTHON) -m pytest tests
+
+# What takes minutes more than a change is worth, for before a release: every export that the library can make.
+test-deep: $(VENV)/test.stamp
+	$(PYTHON) -m pytest tests/deep_*.py
 
 lint: $(VENV)/test.stamp
 	$(PYTHON) -m ruff format --check $(CODE)
