@@ -470,10 +470,13 @@ def said_of_recall() -> dict[Path, list[str]]:
             f"{reduced['full attention']} ",
             f"latents alone recall {small[f'{ALONE}, 8']} from 4,896 numbers, Mamba-2 {mamba} from 5,376 and the "
             f"gated delta net {delta} from 5,632",
+            f"14 latents recall {small[f'{WITH_WINDOW}, 14']} from 8,440",
         ],
         tables.README: [
             f"16 of them recall {reduced[f'{IN_EVERY_LAYER}, 16']} after so short a training, 4 recall "
             f"{reduced[f'{IN_EVERY_LAYER}, 4']}, and the window alone {reduced['window alone']}",
+            f"14 in every second one recall {small[f'{WITH_WINDOW}, 14']}, ",
+            f"those recall {small[f'{IN_EVERY_LAYER}, 16']}, 38 recall {small[f'{WITH_WINDOW}, 38']}",
             f"8 of them recall {small[f'{ALONE}, 8']} from a state of 4,896 numbers, Mamba-2 {mamba} from 5,376",
             f"recalls next to nothing ({small['window alone']}). 4 latents in every layer and the window recall "
             f"{small[f'{IN_EVERY_LAYER}, 4']} from 8,464 numbers, 16 of them {small[f'{IN_EVERY_LAYER}, 16']} from ",
