@@ -471,10 +471,12 @@ def said_of_recall() -> dict[Path, list[str]]:
             f"latents alone recall {small[f'{ALONE}, 8']} from 4,896 numbers, Mamba-2 {mamba} from 5,376 and the "
             f"gated delta net {delta} from 5,632",
             f"14 latents recall {small[f'{WITH_WINDOW}, 14']} from 8,440",
+            f"they have hardly begun ({reduced[f'{WITH_WINDOW}, 16']})",
         ],
         tables.README: [
             f"16 of them recall {reduced[f'{IN_EVERY_LAYER}, 16']} after so short a training, 4 recall "
             f"{reduced[f'{IN_EVERY_LAYER}, 4']}, and the window alone {reduced['window alone']}",
+            f"hardly begun: {reduced[f'{WITH_WINDOW}, 14']} with 14 latents, {reduced[f'{WITH_WINDOW}, 38']} with 38",
             f"14 in every second one recall {small[f'{WITH_WINDOW}, 14']}, ",
             f"those recall {small[f'{IN_EVERY_LAYER}, 16']}, 38 recall {small[f'{WITH_WINDOW}, 38']}",
             f"8 of them recall {small[f'{ALONE}, 8']} from a state of 4,896 numbers, Mamba-2 {mamba} from 5,376",
