@@ -120,7 +120,7 @@ def compression_to_tokens(read, layer, layout: GridLayout) -> torch.Tensor:
 
 
 def refinement_by_chunk(weights: torch.Tensor, _) -> torch.Tensor:
-    """`(B, N, H, M, M)`; of a bidirectional model, whose weights are `(R, H, M, M)`, N is 1."""
+    """Give a bidirectional model's weights `(R, H, M, M)` a dimension of one chunk: `(B, N, H, M, M)` for all."""
     return weights.view(weights.shape[0], -1, *weights.shape[-3:])
 
 

@@ -206,7 +206,10 @@ def step_layout(tokens_seen: torch.Tensor, chunk_size: int, new_chunk_rows: torc
 
 
 def running_max(values: torch.Tensor) -> torch.Tensor:
-    """`(B, T)`, of each row's values so far. By index, as the library's ONNX exporter makes a plain tuple of them."""
+    """
+    The greatest of each row's values so far, `(B, T)`. It is taken by its index and not by its name, because the
+    library's ONNX exporter turns what `cummax` returns into a plain tuple.
+    """
     return values.cummax(1)[0]
 
 

@@ -110,7 +110,7 @@ class ChunkedLatentAttention(nn.Module):
     def read_causal(
         self, tokens: torch.Tensor, layout: GridLayout, cached: MemoryState | None
     ) -> tuple[torch.Tensor, MemoryGrid]:
-        """What tokens `(R, N, C, D)` read from latents that have seen exactly the chunks before theirs."""
+        """Let tokens `(R, N, C, D)` read from latents that have seen exactly the chunks before theirs."""
         conv_inputs = None if cached is None else cached.conv_inputs
         inputs, conv_inputs = convolve(self.token_conv, tokens, layout, conv_inputs)
         chunks = self.input_to_latent.keys_values(inputs)  # (R, N, Hkv, C, d)
@@ -198,21 +198,21 @@ class ChunkedLatentAttention(nn.Module):
     def read_step(
         self, tokens: torch.Tensor, layout: StepLayout, cached: MemoryState
     ) -> tuple[torch.Tensor, MemoryState]:
-        """One token `(B, 1, D)` of each row reads the latents, which see it once its chunk is complete."""
+        """Let one token `(B, 1, D)` of each row read the latents, which see it once its chunk is complete."""
         cached = update_rows(cached, layout, self.take_in_chunk)
         inputs, conv_inputs = convolve(self.token_conv, tokens, layout, cached.conv_inputs)
         new = self.input_to_latent.keys_values(inputs)  # (B, Hkv, 1, d)
         state = cached._replace(chunk=cached.chunk.write(layout.slot, new), conv_inputs=conv_inputs)
         return self.retrieve(tokens, state.readout), state
 
-    def take_in_chunk(self, state: MemoryState, chunk_index: torch.Tensor) -> MemoryState:
-        """Decoding goes on to a new chunk: compress the complete one, and refine. Once every C tokens."""
+    def take_in_chunk(self, state: MemoryState) -> MemoryState:
+        """Compress the complete chunk and refine, as decoding enters a new one: once every C tokens."""
         statistics = merge(state.statistics, self.statistics(*state.chunk))
         empty = map_tensors(torch.zeros_like, state.chunk)
         return MemoryState(empty, statistics, self.refine(self.compressed(statistics.out)), state.conv_inputs)
 
     def read_both_ways(self, tokens: torch.Tensor, layout: GridLayout) -> torch.Tensor:
-        """Bidirectional: what tokens `(R, N, C, D)` read from latents that have seen all tokens of their row."""
+        """Let tokens `(R, N, C, D)` of a bidirectional model read from latents that have seen all of their row."""
         rows = tokens.shape[0]
         inputs, _ = convolve(self.token_conv, tokens, layout, None)
         keys, values = self.input_to_latent.keys_values(inputs.flatten(1, 2))  # (R, Hkv, N C, d)

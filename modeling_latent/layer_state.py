@@ -32,9 +32,9 @@ from .token_conv import last_inputs
 
 def map_tensors(change, parts, *others):
     """
-    `parts` with `change` of every tensor and of those at its place in `others`. Parts that a layer does not have stay
-    `None`. Not by `tree_map`, to which the states of two copies of this code, as two checkpoints bring them, are not
-    alike.
+    Call `change` with every tensor of `parts` and the tensors at its place in `others`, and return the results in the
+    same form. Parts that a layer does not have stay `None`. `tree_map` would not do: to it the states of two copies of
+    this code, as two checkpoints bring them, are not alike.
     """
     if parts is None:
         return None
@@ -54,18 +54,18 @@ class KeysValues(NamedTuple):
         return map_tensors(lambda tensor: tensor[..., start:stop, :], self)
 
     def write(self, slot: torch.Tensor, new: "KeysValues") -> "KeysValues":
-        """`(B, Hkv, S, d)` with `new` `(B, Hkv, 1, d)` at each row's `slot` `(B,)`, in new tensors."""
+        """Put `new` `(B, Hkv, 1, d)` into each row's `slot` `(B,)` of a copy, `(B, Hkv, S, d)`."""
         index = slot[:, None, None, None]
         return map_tensors(lambda old, one: old.scatter(2, index.expand_as(one), one.to(old.dtype)), self, new)
 
     def with_cached(self, cached: "KeysValues", filled: torch.Tensor) -> "KeysValues":
-        """Chunks `(R, N, Hkv, C, d)`, the first one's `filled` `(R,)` slots from `cached` `(R, Hkv, C, d)`."""
+        """Take the first chunk's `filled` `(R,)` slots of `(R, N, Hkv, C, d)` from `cached` `(R, Hkv, C, d)`."""
         here = (torch.arange(self.keys.shape[3], device=filled.device) < filled[:, None])[:, None, :, None]
         first = map_tensors(lambda new, old: torch.where(here, old, new[:, 0]), self, cached)
         return map_tensors(lambda new, one: torch.cat([one[:, None], new[:, 1:]], dim=1), self, first)
 
     def pick(self, chunk: torch.Tensor, kept: torch.Tensor) -> "KeysValues":
-        """Of a grid `(R, N, Hkv, S, d)` each row's `chunk` `(R,)`, zeros in slots that are not `kept` `(R, S)`."""
+        """Pick each row's `chunk` `(R,)` of a grid `(R, N, Hkv, S, d)`, and zero the slots not `kept` `(R, S)`."""
         return map_tensors(lambda grid: pick_chunk(grid, chunk) * kept[:, None, :, None].to(grid.dtype), self)
 
 
@@ -149,12 +149,12 @@ def chunk_of(progress: Progress, chunk_size: int) -> tuple[torch.Tensor, torch.T
 
 
 def pick_chunk(grid: torch.Tensor, chunk: torch.Tensor) -> torch.Tensor:
-    """`(R, N, ...) -> (R, ...)`, each row's `chunk` `(R,)`, in a new tensor."""
+    """Copy each row's `chunk` `(R,)` out of a grid: `(R, N, ...) -> (R, ...)`."""
     return grid[torch.arange(chunk.shape[0], device=chunk.device), chunk]
 
 
 def update_rows(state, layout: StepLayout, update):
-    """`state` after `update` in the rows that enter a new chunk, which are all that `update` sees, and its number."""
+    """Apply `update` to the rows of `state` that enter a new chunk. It gets those rows alone."""
     if layout.new_chunk_rows.shape[0] == 0:
         return state
     rows, enters = layout.new_chunk_rows, layout.enters_chunk
@@ -164,4 +164,4 @@ def update_rows(state, layout: StepLayout, update):
         chosen = torch.where(enters.view(-1, *(1,) * (after.ndim - 1)), after, before)
         return whole.index_copy(0, rows, chosen.to(whole.dtype))
 
-    return map_tensors(write, state, old, update(old, layout.chunk_index[rows]))
+    return map_tensors(write, state, old, update(old))

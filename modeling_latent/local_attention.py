@@ -180,8 +180,9 @@ class LocalAttention(MultiHeadAttention):
         """One token's keys and values into the window, which moves on by a chunk in rows that enter one."""
         size, sinks = self.config.chunk_size, self.config.num_sink_tokens
 
-        def move_on(window: KeysValues, chunk_index: torch.Tensor) -> KeysValues:
-            kept = self.sinks_of(window, chunk_index - 1, rotation)  # by the number of the chunk that is left
+        def move_on(window: KeysValues) -> KeysValues:
+            left = layout.chunk_index[layout.new_chunk_rows] - 1  # number of the chunk that is left behind
+            kept = self.sinks_of(window, left, rotation)
             before = seen_from_next(window.slots(sinks + size, sinks + 2 * size), rotation)
             return join([kept, before, map_tensors(torch.zeros_like, before)])
 
@@ -230,11 +231,11 @@ class LocalAttention(MultiHeadAttention):
         return map_tensors(lambda old, new: torch.where(has_sinks, old, new), window.slots(0, sinks), fresh)
 
     def as_sinks(self, before: KeysValues, rotation: WindowRotation) -> KeysValues:
-        """The first slots of the chunk before, as they look from where they stand once they are sinks."""
+        """Turn the keys of the first tokens from their slots in the chunk before back to the slots of sinks."""
         return before._replace(keys=rotate_back(before.keys, rotation.to_sink))
 
     def windows_both_ways(self, own: KeysValues, rotation: WindowRotation) -> KeysValues:
-        """Of a bidirectional model, `(R, N, Hkv, 3C, d)`."""
+        """Make the windows of a bidirectional model, `(R, N, Hkv, 3C, d)`: the chunk before, the own, the next."""
         nothing = map_tensors(lambda tensor: torch.zeros_like(tensor[:, 0]), own)
         later = own._replace(keys=rotate(own.keys, rotation.chunk))
         after = map_tensors(lambda chunks, end: torch.cat([chunks[:, 1:], end[:, None]], dim=1), later, nothing)
@@ -247,10 +248,10 @@ def seen_from_next(own: KeysValues, rotation: WindowRotation) -> KeysValues:
 
 
 def shifted(first: KeysValues, chunks: KeysValues) -> KeysValues:
-    """`(R, N, Hkv, C, d)`, one chunk later: `first` `(R, Hkv, C, d)`, then all `chunks` but the last."""
+    """Move chunks `(R, N, Hkv, C, d)` on by one: `first` `(R, Hkv, C, d)`, then all `chunks` but the last."""
     return map_tensors(lambda start, rest: torch.cat([start[:, None], rest[:, :-1]], dim=1), first, chunks)
 
 
 def join(parts: list[KeysValues]) -> KeysValues:
-    """One after another along the slots."""
+    """Put the parts one after another along the slots."""
     return map_tensors(lambda *tensors: torch.cat(tensors, dim=-2), *parts)

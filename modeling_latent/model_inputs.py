@@ -82,7 +82,7 @@ def check_tokens(hidden_states: torch.Tensor) -> None:
 
 
 def check_no_cache_beside(checkpointing: bool, cache) -> None:
-    """Whose layers would forget it."""
+    """Reject a cache while training with gradient checkpointing: checkpointed layers keep none."""
     if checkpointing and cache is not None:
         raise ValueError(
             f"`{CACHE_NAME}` is given, but the model is training with gradient checkpointing, whose layers keep no "
@@ -152,7 +152,7 @@ def read_mask(attention_mask, inputs_embeds, continued: bool) -> tuple[torch.Ten
 
 
 def check_document_numbers(mask: torch.Tensor) -> None:
-    """That a mask of other values than 0 and 1 numbers documents. Waits for the device."""
+    """Check that a mask of other values than 0 and 1 numbers documents, for which this waits for the device."""
     falls = (mask != 0) & (mask < real_before(mask, mask != 0, none=0))
     if mask.is_floating_point() or ((mask < 0) | falls).any():
         raise ValueError(
@@ -163,7 +163,7 @@ def check_document_numbers(mask: torch.Tensor) -> None:
 
 
 def check_attention_mask(attention_mask, inputs_embeds, continued: bool) -> torch.Tensor | None:
-    """Which of the new tokens are real, `(B, T)`; `None` where all are. For one sequence per row."""
+    """Read the mask of rows of one sequence each: which tokens are real, `(B, T)`, or `None` where all are."""
     valid, documents = read_mask(attention_mask, inputs_embeds, continued)
     if documents is not None:
         raise ValueError(
@@ -211,7 +211,7 @@ def labels_to_divide_by(num_items_in_batch, labels: torch.Tensor, kept: torch.Te
 
 
 def check_labels(labels, batch_shape: tuple[int, int]) -> None:
-    """That there is the number of a class for each token."""
+    """Check that there is the number of a class for each token."""
     if getattr(labels, "dtype", None) not in (torch.long, torch.uint8) or labels.shape != batch_shape:
         raise ValueError(
             f"`labels` is {described(labels)} but must be torch.long of shape {tuple(batch_shape)}: for each token "
@@ -220,7 +220,7 @@ def check_labels(labels, batch_shape: tuple[int, int]) -> None:
 
 
 def check_labels_of_rows(labels, rows: int, config: LatentAttentionConfig) -> None:
-    """That labels are of the type and size that the library's loss of sequence classification takes."""
+    """Check that labels are of the type and size that the library's loss of sequence classification takes."""
     kind, dtype = config.problem_type, getattr(labels, "dtype", None)
     is_float = dtype is not None and dtype.is_floating_point
     size, fits = rows * config.num_labels, is_float or kind == "regression" or config.num_labels == 1
@@ -262,7 +262,7 @@ def restarts(position_ids: torch.Tensor, valid: torch.Tensor | None, first: bool
 
 
 def check_places(**positions) -> None:
-    """That they are numbers of tokens."""
+    """Check that the places of an answer's start and end are integers."""
     for name, places in positions.items():
         if getattr(places, "dtype", None) != torch.long:
             raise ValueError(

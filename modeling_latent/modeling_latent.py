@@ -17,7 +17,7 @@ Latent attention language models.
 A layer is `x -> + local_attention(norm(x)) -> + latent_attention -> + mlp(norm(x))`, of which `layer_pattern` leaves
 out one or the other attention in some layers. Notable:
 
-- A few learnable latent vectors per layer are its memory, of a size that does not depend on the context's length.
+- A few learnable latent vectors in a layer are its memory, of a size that does not depend on the context's length.
 - Compression reads whole chunks only, so nothing leaks from the future; local attention covers the rest exactly.
 - No absolute positions: rotary embeddings turn by the slot in a window of two chunks. There is no maximum length.
 - Short convolutions put a token together with the few before it, for the memory and for the MLP (`token_conv.py`).
@@ -233,7 +233,7 @@ class LatentAttentionPreTrainedModel(PreTrainedModel):
         return False
 
     def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args, **kwargs) -> str:
-        """The library's, which would say of FlashAttention that this model does not support it *yet*."""
+        """Refuse FlashAttention and say why: the library would say that this model does not support it *yet*."""
         if "flash" in (attn_implementation or ""):
             raise ValueError(
                 f"`attn_implementation` is {attn_implementation!r}, but FlashAttention takes no mask, and local "
@@ -243,7 +243,10 @@ class LatentAttentionPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """The library's, and a word on weights that can't be read, or were trained with another configuration."""
+        """
+        Load as the library does. Say in a sentence which weights can't be read, and warn of weights that were trained
+        with another configuration.
+        """
         try:
             loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         except Exception as error:
@@ -266,8 +269,8 @@ class LatentAttentionPreTrainedModel(PreTrainedModel):
 
     def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, *args, **kwargs) -> None:
         """
-        The library's, which saves the file and the name of the model's class. FSDP2 and others put a class of their
-        own over it, which goes by the name of the registered class meanwhile.
+        Save as the library does, which copies the file of the model's class and notes its name. FSDP2 and others put
+        a class of their own over ours: while saving, it goes by the name of the class that is registered.
         """
         self.config.record_training()
         cls = type(self)
@@ -581,7 +584,7 @@ class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, GenerationMixin
 
 
 class LatentAttentionTaskModel(LatentAttentionPreTrainedModel):
-    """What does not generate."""
+    """Tell a user who gives a model that does not generate an adapter for one that does."""
 
     def __getattr__(self, name: str):
         if name == "prepare_inputs_for_generation":

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Named tuples that code which knows only plain ones can rebuild."""
+"""Make named tuples that can be rebuilt by code that only knows plain tuples."""
 
 import functools
 

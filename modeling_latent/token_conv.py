@@ -47,7 +47,7 @@ class TokenConv(nn.Conv1d):
         return tokens + nn.functional.silu(convolved), inputs
 
     def convolve_step(self, tokens, layout: StepLayout, cached: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """One weighted sum: the operator for whole sequences takes many times as long for a single token."""
+        """Take one weighted sum: the operator for whole sequences takes many times as long for a single token."""
         inputs = torch.cat([cached, tokens], dim=1)  # (B, K, D)
         convolved = (inputs * self.weight[:, 0].T).sum(1, keepdim=True) + self.bias
         return convolved, inputs[:, 1:].clone()  # not a view, which would keep the input that is left behind
