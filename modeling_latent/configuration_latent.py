@@ -58,7 +58,7 @@ POSITIVE_FIELDS = (
 )
 LATENT_STEPS = ("input_to_latent", "latent_self", "latent_to_input")
 LAYER_KINDS = ("local", "latent", "both")
-DEFAULT_PATTERN = ("local", "both")
+DEFAULT_PATTERN = ("both", "local")
 # Without these values the same weights still load, but are another model than the one that was trained.
 TRAINED_FIELDS = (
     "chunk_size",
@@ -103,7 +103,7 @@ class LatentAttentionConfig(PreTrainedConfig):
     Configuration of a [`LatentAttentionModel`]. Beyond transformers' usual fields:
 
     Args:
-        layer_pattern (`list[str]`, defaults to `["local", "both"]`): Kinds of layers, repeated from the first layer to
+        layer_pattern (`list[str]`, defaults to `["both", "local"]`): Kinds of layers, repeated from the first layer to
             the last. `"local"` has windowed self-attention alone, `"latent"` has latent attention in its place, and
             `"both"` has one after the other.
         num_latents (`int`, defaults to 64): Learnable latent vectors M of each layer that has latents: the size of its

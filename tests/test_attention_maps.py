@@ -93,11 +93,11 @@ def test_maps_multiply_back_to_the_layers_output(is_causal):
     """From what compression's `v_proj` makes of the tokens, the maps alone give what the layer adds to them."""
     length, chunks = 10, 3
     model = eager_model(is_causal=is_causal)
-    layer, seen = model.layers[1].latent_attention, {}
+    layer, seen = model.layers[0].latent_attention, {}
     layer.input_to_latent.v_proj.register_forward_hook(lambda *call: seen.update(values=call[2]))
     layer.register_forward_hook(lambda module, args, output: seen.update(inputs=args[0], output=output[0]))
     outputs = maps(model, random_ids(2, length))
-    retrieval, compression, refinement = (outputs[name][1] for name in MAPS[:3])
+    retrieval, compression, refinement = (outputs[name][0] for name in MAPS[:3])
     with torch.no_grad():
         values = seen["values"].reshape(2, 1, chunks * C, -1)[:, :, :length]
         read = layer.input_to_latent.o_proj(multiply(compression, values, model.config))  # (B, N, M, D)
@@ -240,7 +240,7 @@ def test_maps_of_an_attention_that_a_layer_does_not_have_are_over_nothing(patter
     for name in MAPS:
         without, last = ("latent", -1) if name == "local_attentions" else ("local", -2)
         for weights, kind in zip(whole[name], model.config.layer_kinds, strict=True):
-            full = everywhere[name][1].shape  # of a layer of the kind "both"
+            full = everywhere[name][0].shape  # of a layer of the kind "both"
             assert (weights.shape == full) == (kind != without)
             assert (weights.numel() == 0) == (kind == without)
             assert weights.ndim == len(full) and weights.shape[:last] == full[:last]

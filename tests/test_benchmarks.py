@@ -110,7 +110,7 @@ def test_greedy_steps_are_those_of_generate():
     model.generate(
         torch.cat([input_ids, first], 1), **{CACHE_NAME: other}, max_new_tokens=9, do_sample=False, eos_token_id=None
     )
-    for left, right in zip(cache.layers[1].state.memory, other.layers[1].state.memory, strict=True):
+    for left, right in zip(cache.layers[0].state.memory, other.layers[0].state.memory, strict=True):
         torch.testing.assert_close(left, right)
 
 

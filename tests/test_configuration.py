@@ -122,7 +122,7 @@ def test_sinks_that_no_layer_sees_are_refused(overrides, reason):
 @pytest.mark.parametrize(
     ("layer_pattern", "layers", "kinds"),
     [
-        (None, 5, ["local", "both", "local", "both", "local"]),
+        (None, 5, ["both", "local", "both", "local", "both"]),
         (["latent"], 2, ["latent", "latent"]),
         (["both", "local", "latent"], 4, ["both", "local", "latent", "both"]),
         (["local", "local", "latent"], 2, ["local", "local"]),
@@ -156,7 +156,7 @@ def test_local_attention_of_an_older_configuration_is_the_pattern_that_it_meant(
 
 @pytest.mark.parametrize(
     ("local_attention", "layer_pattern"),
-    [(True, ["latent"]), (False, ["local", "both"]), ("yes", None), (1, None), ([True], None)],
+    [(True, ["latent"]), (False, ["both", "local"]), ("yes", None), (1, None), ([True], None)],
     ids=str,
 )
 def test_local_attention_that_means_no_pattern_or_another_one_is_refused(local_attention, layer_pattern):
@@ -300,7 +300,7 @@ def test_fewer_layers_while_loading(tmp_path):
     tiny_config().save_pretrained(tmp_path)
     config = AutoConfig.from_pretrained(tmp_path, num_hidden_layers=1)
     assert len(DynamicCache(config=config).layers) == 1
-    assert config.layer_kinds == ["local"]
+    assert config.layer_kinds == ["both"]
     config.save_pretrained(tmp_path)
 
 

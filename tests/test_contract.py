@@ -44,7 +44,7 @@ from modeling_latent.prefix_statistics import (
 
 # (T, C, M): T < C, T = C, T = kC, kC - 1, kC + 1, M = 1, C = 1
 SHAPES = [(3, 4, 3), (4, 4, 3), (12, 4, 3), (11, 4, 3), (13, 4, 3), (9, 4, 1), (5, 1, 2)]
-LAYER_PATTERNS = [["local"], ["latent"], ["both"], ["local", "both"], ["both", "local", "latent"]]
+LAYER_PATTERNS = [["local"], ["latent"], ["both"], ["both", "local"], ["local", "both", "latent"]]
 # What the properties of whole models are held to.
 MODELS = {
     **PATTERNS,
@@ -759,7 +759,7 @@ def test_9_half_precision_is_close_to_float32_at_16384_tokens(dtype):
         expected = model(input_ids).logits
         outputs = model.to(dtype)(input_ids, use_cache=True)
     assert (outputs.logits.float() - expected).norm() / expected.norm() < 3e-2
-    statistics = cache_of(outputs).layers[-1].state.memory.statistics
+    statistics = cache_of(outputs).layers[0].state.memory.statistics
     assert {tensor.dtype for tensor in statistics} == {torch.float32}
 
 

@@ -176,7 +176,7 @@ def test_dict_outputs_have_the_shapes_of_every_step(method, use_cache):
     tokens = [6] + [1 if use_cache else 6 + step for step in range(1, NEW)]
     assert [[state.shape for state in step] for step in out.hidden_states] == [[(rows, t, 16)] * 3 for t in tokens]
     for step, t in zip(out.attentions, tokens, strict=True):
-        local, both = step
+        both, local = step
         assert local.shape == (rows, 4, t, 0) and both.shape == (rows, 4, t, 3)
 
 
@@ -943,7 +943,7 @@ def test_the_latents_side_runs_once_per_chunk(cache_implementation):
 @each_cache
 def test_only_the_rows_that_enter_a_chunk_are_computed(cache_implementation):
     model, rows = double_model(), []
-    record_calls(model.model.layers[-1].latent_attention.latent_to_input.k_proj, rows)
+    record_calls(model.model.layers[0].latent_attention.latent_to_input.k_proj, rows)
     batch = left_padded([8, 6, 4, 2])[1]
     generate(model, **batch, max_new_tokens=CHUNK + 1, cache_implementation=cache_implementation)
     # Of four steps the first takes rows 0 and 2 into a new chunk, the third rows 1 and 3.

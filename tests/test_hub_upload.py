@@ -715,7 +715,7 @@ WINDOW = "What left the window of the last 4 to 7 tokens"
 def test_the_card_says_what_is_remembered_and_where(overrides, sentence, worker, tmp_path):
     card = worker(card_of, tmp_path, overrides)
     assert f"- It does not remember every token. {sentence}\n" in card
-    pattern = overrides.get("layer_pattern", ["local", "both"])
+    pattern = overrides.get("layer_pattern", ["both", "local"])
     assert f"| `layer_pattern` | {pattern} |" in card
     assert f"| `num_sink_tokens` | {overrides.get('num_sink_tokens', 0)} |" in card
     assert "| `max_chunk_repeats` | 1 |" in card

@@ -121,6 +121,6 @@ def test_a_bidirectional_models_maps_give_rows_that_sum_to_one():
     with torch.no_grad():
         outputs = model(random_ids(1, 18), output_attentions=True)
     maps = (outputs.attentions, outputs.refinement_attentions, outputs.compression_attentions)
-    influence = influence_through_latents(*(kind[1][0] for kind in maps), C)
-    for weights in (influence, spread_window(outputs.local_attentions[1][0], C, num_sinks=0)):
+    influence = influence_through_latents(*(kind[0][0] for kind in maps), C)
+    for weights in (influence, spread_window(outputs.local_attentions[0][0], C, num_sinks=0)):
         torch.testing.assert_close(weights.sum(1), torch.ones(18).double(), atol=1e-9, rtol=0)

@@ -248,7 +248,7 @@ def test_without_refinement_is_the_model_whose_refinement_adds_nothing():
     assert not any("latent_self" in name or "refine" in name for name, _ in unrefined.named_parameters())
     refined.load_state_dict(unrefined.state_dict(), strict=False)
     assert not torch.allclose(refined(ids(2, 20)).logits, unrefined(ids(2, 20)).logits, atol=1e-3)
-    torch.nn.init.zeros_(refined.model.layers[1].latent_attention.latent_self.o_proj.weight)
+    torch.nn.init.zeros_(refined.model.layers[0].latent_attention.latent_self.o_proj.weight)
     torch.testing.assert_close(refined(ids(2, 20)).logits, unrefined(ids(2, 20)).logits)
 
 
@@ -275,7 +275,7 @@ def test_what_a_change_draws_starts_as_in_the_package(change):
     """Projections from the latents by their width, what refinement adds a tenth of that, branches smaller still."""
     torch.manual_seed(0)  # of 2,048 weights or more, whose deviation is within 5 % of its own at three sigma
     shape = {**SHAPE, "hidden_size": 128, "num_attention_heads": 4}
-    memory = build("latents_and_window", shape, {**LATENT, "change": change}).model.layers[1].latent_attention
+    memory = build("latents_and_window", shape, {**LATENT, "change": change}).model.layers[0].latent_attention
     branch = 128**-0.5 / (3 * SHAPE["num_hidden_layers"]) ** 0.5
     sizes = {"latent_self.o_proj": 0.1, "latent_to_input.o_proj": branch}
     for name, module in memory.named_modules():

@@ -559,7 +559,7 @@ def test_layers_offloaded_to_disk_give_the_same_logits_and_text(sharded, tmp_pat
     loaded = LatentAttentionForCausalLM.from_pretrained(
         folder, device_map=device_map, offload_folder=tmp_path / "offloaded"
     )
-    assert loaded.model.layers[1].latent_attention.latents.device.type == "meta"
+    assert loaded.model.layers[0].latent_attention.latents.device.type == "meta"
     assert torch.equal(loaded(input_ids).logits, model(input_ids).logits)
     options = {"max_new_tokens": 9, "do_sample": False, "pad_token_id": 0}
     assert torch.equal(loaded.generate(input_ids, **options), model.generate(input_ids, **options))

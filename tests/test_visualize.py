@@ -34,7 +34,7 @@ from test_heads import word_tokenizer
 
 # 30 tokens, the last two in a chunk of their own; markup and a letter beyond ASCII must be shown as they are
 TEXT = "the latent reads every token\nand writes what it found </script> é\n" * 2 + "the latent"
-LAYER, CHUNK, SINKS = 1, 4, 3
+LAYER, CHUNK, SINKS = 0, 4, 3
 SCREENSHOT = Path(__file__).parents[1] / "out" / "tests" / "attention.png"
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -236,7 +236,7 @@ def test_a_long_text_is_cut_and_says_so(checkpoint, text_file, tmp_path, monkeyp
     [
         ("the latent reads", LAYER, "gives 3 tokens .* at least 5"),
         (TEXT, 2, "--layer is 2 but must be from 0 to 1"),
-        (TEXT, 0, '--layer is 0, which is of the kind "local", but must be a layer with latents: 1\\.'),
+        (TEXT, 1, '--layer is 1, which is of the kind "local", but must be a layer with latents: 0\\.'),
     ],
 )
 def test_what_can_not_be_shown_is_an_error(text, layer, message, checkpoint, tmp_path):
@@ -276,7 +276,7 @@ def test_a_bidirectional_model_is_an_error(text_file, tmp_path):
 
 def test_pictures_are_written_of_layers_with_and_without_local_attention(pictures, text_file, tmp_path):
     folders = [pictures]
-    for pattern in (["latent"], ["local", "latent"]):
+    for pattern in (["latent"], ["latent", "local"]):
         folder = tmp_path / "-".join(pattern)
         settings = {"layer_pattern": pattern, "num_sink_tokens": SINKS if "local" in pattern else 0}
         run(save_checkpoint(folder, **settings), text_file, folder)

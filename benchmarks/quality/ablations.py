@@ -28,16 +28,16 @@ from .units import parse_arguments, sweep, write_table
 
 
 VARIANTS = {
-    "base: local, both": {},
+    "base: both, local": {},
     "both": {"layer_pattern": ["both"]},
-    "both, local": {"layer_pattern": ["both", "local"]},
+    "local, both": {"layer_pattern": ["local", "both"]},
     "local, local, both": {"layer_pattern": ["local", "local", "both"]},
+    "local, both, local, local": {"layer_pattern": ["local", "both", "local", "local"]},
+    "both, local, local, local": {"layer_pattern": ["both", "local", "local", "local"]},
     "local, local, local, both": {"layer_pattern": ["local", "local", "local", "both"]},
     "local": {"layer_pattern": ["local"]},
-    "latent": {"layer_pattern": ["latent"]},
     "1 sink": {"num_sink_tokens": 1},
     "4 sinks": {"num_sink_tokens": 4},
-    "chunks repeated up to 1,000 times": {"max_chunk_repeats": 1000},
     **{change: {"change": change} for change in CHANGES},
 }
 FORMS = {
@@ -69,7 +69,7 @@ FORMS = {
         "language_model": language_model.FORMS["smoke"],
         "language_model_base": {"num_latents": 4, "chunk_size": 8},
         "layers": 2,
-        "variants": ["base: local, both", "no refinement"],
+        "variants": ["base: both, local", "no refinement"],
     },
 }
 TASKS = {"language_model": language_model, "mqar": mqar}

@@ -32,6 +32,7 @@ NAMES = {
     "latents": "latents alone",
     "latents_and_window": "latents and window",
     "latents_in_every_layer": "latents in every layer, and window",
+    "latents_from_the_second_layer": "latents in every second layer, from the second, and window",
     "mamba2": "Mamba-2",
     "gated_delta_net": "gated delta net",
     "gated_slot_attention": "gated slot attention",

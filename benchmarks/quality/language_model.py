@@ -49,22 +49,9 @@ MODELS = [
     ("latents", {}),
     ("latents_in_every_layer", {}),
     ("latents_and_window", {}),
+    ("latents_from_the_second_layer", {}),
     ("mamba2", {"state_size": 64}),
 ]
-REDUCED = {
-    "text": "sotu",
-    "length": 512,
-    "width": 128,
-    "layers": 4,
-    "num_latents": 32,
-    "chunk_size": 32,
-    "steps": 120,
-    "batch_size": 4,
-    "test_documents": 12,
-    "bfloat16": False,
-    "learning_rates": (2e-3,),
-    "models": MODELS,
-}
 FORMS = {
     "full": {
         "text": "sotu_and_sources",
@@ -80,17 +67,19 @@ FORMS = {
         "learning_rates": (5e-4, 1e-3),
         "models": MODELS,
     },
-    "reduced": REDUCED,
-    "longer": {
-        **REDUCED,
-        "steps": 800,
-        "models": [
-            ("full_attention", {}),
-            ("window", {}),
-            ("latents_in_every_layer", {}),
-            ("latents_and_window", {}),
-            ("latents_and_window", {"max_chunk_repeats": 1000}),
-        ],
+    "reduced": {
+        "text": "sotu",
+        "length": 512,
+        "width": 128,
+        "layers": 4,
+        "num_latents": 32,
+        "chunk_size": 32,
+        "steps": 120,
+        "batch_size": 4,
+        "test_documents": 12,
+        "bfloat16": False,
+        "learning_rates": (2e-3,),
+        "models": MODELS,
     },
     "medium": {
         "text": "sotu_and_library",
@@ -249,7 +238,8 @@ def points(form: dict) -> list[dict]:
     """
     shape, latent = base_shape(form), {"num_latents": form["num_latents"], "chunk_size": form["chunk_size"]}
     parameters = count_parameters("latents_in_every_layer", shape, latent)
-    given = dict.fromkeys(("latents", "latents_and_window", "latents_in_every_layer"), latent)
+    with_latents = ("latents", "latents_and_window", "latents_in_every_layer", "latents_from_the_second_layer")
+    given = dict.fromkeys(with_latents, latent)
     given |= {"window": {"chunk_size": form["chunk_size"]}, "whole_window": {"chunk_size": form["length"]}}
     models = [(model, {**settings, **given.get(model, {})}) for model, settings in form["models"]]
     return [

@@ -44,7 +44,7 @@ def full_attention(shape: dict) -> PreTrainedModel:
 
 def latents_and_window(shape: dict, change: str | None = None, **config) -> PreTrainedModel:
     """
-    Our model, by default a window in every layer and latents in every second one.
+    Our model, by default a window in every layer and latents in every second one, from the first.
 
     Args:
         shape: see above.
@@ -61,6 +61,11 @@ def latents_and_window(shape: dict, change: str | None = None, **config) -> PreT
 def latents_in_every_layer(shape: dict, **settings) -> PreTrainedModel:
     """Beside a window, as version 0.1.0 had them by default."""
     return latents_and_window(shape, layer_pattern=["both"], **settings)
+
+
+def latents_from_the_second_layer(shape: dict, **settings) -> PreTrainedModel:
+    """In every second layer as by default, but not in the first."""
+    return latents_and_window(shape, layer_pattern=["local", "both"], **settings)
 
 
 def latents(shape: dict, **settings) -> PreTrainedModel:
@@ -131,6 +136,7 @@ BUILDERS = {
         latents,
         latents_and_window,
         latents_in_every_layer,
+        latents_from_the_second_layer,
         mamba2,
         gated_delta_net,
         gated_slot_attention,

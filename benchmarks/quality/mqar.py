@@ -54,6 +54,7 @@ REDUCED_MODELS = [
     *[("latents_in_every_layer", {"num_latents": count}) for count in (4, 16)],
     # In every second layer: as many latents as before, and as many as make up the state of 4 and 16 in every layer.
     *[("latents_and_window", {"num_latents": count}) for count in (14, 16, 38)],
+    *[("latents_from_the_second_layer", {"num_latents": count}) for count in (14, 38)],
     ("mamba2", {"state_size": 16}),
     ("gated_delta_net", {"key_dim": 32}),
 ]
@@ -222,7 +223,8 @@ def chunks_of(model: str, length: int) -> dict:
     """They grow with the sequence, and are of 8 tokens for 64 and 128; of half as many without a window."""
     size = max(8, length // 16)
     sizes = {"window": size, "latents": size // 2, "whole_window": length}
-    sizes |= {"latents_and_window": size, "latents_in_every_layer": size}
+    with_window = ("latents_and_window", "latents_in_every_layer", "latents_from_the_second_layer")
+    sizes |= dict.fromkeys(with_window, size)
     return {"chunk_size": sizes[model]} if model in sizes else {}
 
 

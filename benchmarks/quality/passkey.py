@@ -46,6 +46,8 @@ MODELS = [
     ("latents_in_every_layer", OURS),
     ("latents_and_window", OURS),
     ("latents_and_window", REPEATED),
+    ("latents_from_the_second_layer", OURS),
+    ("latents_from_the_second_layer", REPEATED),
     ("mamba2", {"state_size": 16}),
 ]
 FORMS = {

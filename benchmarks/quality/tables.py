@@ -179,7 +179,7 @@ def markdown(rows: list[list[str]]) -> str:
 def render(table: str) -> str:
     """The tables of all forms, as far as they have been measured."""
     parts = []
-    for form in ("reduced", "small", "longer", "medium", "full"):
+    for form in ("reduced", "small", "medium", "full"):
         file = record.RESULTS / f"quality_{table}_{form}.json"
         result = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"points": []}
         if result["points"]:
