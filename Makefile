@@ -54,8 +54,9 @@ quality-gpu: $(VENV)/test.stamp
 	$(PYTHON) -m benchmarks.quality.$(TABLE) --form full --jobs $(JOBS) --minutes 8 | tee -a out/quality-gpu.txt
 	$(PYTHON) -m benchmarks.quality.tables --write
 
+# Two processes with one thread each; a file's tests share what they prepare, so a file stays in one process.
 test: lint chromium
-	$(PYTHON) -m pytest tests
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests --numprocesses 2 --dist loadfile
 
 # What takes minutes more than a change is worth, for before a release: every export that the library can make.
 test-deep: $(VENV)/test.stamp

