@@ -8,7 +8,7 @@ SUDO = $(if $(filter-out 0,$(shell id -u)),sudo)
 CODE := modeling_latent benchmarks configuration examples tests hub hub_upload.py setup.py
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo picture bench bench-gpu quality quality-gpu test test-deep lint chromium clean
+.PHONY: demo picture bench bench-gpu quality quality-gpu test test-deep lint docs chromium clean
 
 # What fits into five minutes on two cores, from tokenizer to text.
 RECIPE := --max_steps 600 --per_device_train_batch_size 2 --learning_rate 2e-3 --warmup_steps 45 \
@@ -55,7 +55,7 @@ quality-gpu: $(VENV)/test.stamp
 	$(PYTHON) -m benchmarks.quality.tables --write
 
 # Two processes with one thread each; a file's tests share what they prepare, so a file stays in one process.
-test: lint chromium
+test: lint docs chromium
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests --numprocesses 2 --dist loadfile
 
 # What takes minutes more than a change is worth, for before a release: every export that the library can make.
@@ -65,6 +65,12 @@ test-deep: $(VENV)/test.stamp
 lint: $(VENV)/test.stamp
 	$(PYTHON) -m ruff format --check $(CODE)
 	$(PYTHON) -m ruff check $(CODE)
+
+# The site, in out/site: the pages with the pictures and files that they link to, at the same places as here.
+docs: $(VENV)/docs.stamp
+	rm -rf out/pages && mkdir -p out/pages
+	git ls-files '*.md' '*.svg' '*.png' 'benchmarks/results/*.json' ':!tests' ':!hub' | xargs cp --parents -t out/pages
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build
 
 # A test opens a page in a real browser.
 chromium:
@@ -80,6 +86,6 @@ $(VENV)/torch.stamp: constraints.txt
 	$(PIP) torch==2.13.0
 	touch $@
 
-$(VENV)/train.stamp $(VENV)/test.stamp: $(VENV)/%.stamp: $(VENV)/torch.stamp setup.py
+$(VENV)/train.stamp $(VENV)/test.stamp $(VENV)/docs.stamp: $(VENV)/%.stamp: $(VENV)/torch.stamp setup.py
 	$(PIP) --editable .[$*]
 	touch $@

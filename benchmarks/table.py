@@ -191,6 +191,21 @@ def measure_ratios(result: dict, measure: str) -> str:
     return text
 
 
+def overview(result: dict) -> str:
+    """Ours divided by Llama, a row for each measure."""
+    measures = [measure for measure in TITLES if curve(result, measure, OURS)]
+    lengths = sorted({length for measure in measures for length in curve(result, measure, OURS)})
+    header = "| ours ÷ Llama, at tokens | " + " | ".join(f"{length:,}" for length in lengths)
+    text = f"{header} |\n|---|" + "---:|" * len(lengths) + "\n"
+    for measure in measures:
+        ours, llama = (curve(result, measure, model) for model in (OURS, FULL))
+        cells = [
+            f"{ours[length] / llama[length]:.2f}" if length in ours and length in llama else "" for length in lengths
+        ]
+        text += f"| {TITLES[measure]} | {' | '.join(cells)} |\n"
+    return text
+
+
 def origin(result: dict, device: str, readme: Path) -> str:
     """The figure, and in one line where the numbers come from. All parts are of one machine and the same versions."""
     environments = list(result["parts"].values())
@@ -213,15 +228,15 @@ def render(device: str, block: str, readme: Path) -> str:
     result = load(device)
     if result is None:
         return f"Not measured yet: `make {'bench' if device == 'cpu' else 'bench-gpu'}` writes it.\n"
-    if block == "targets":
-        return origin(result, device, readme) + targets(result, device)
-    return ratios(result)
+    if block == "ratios":
+        return ratios(result)
+    return origin(result, device, readme) + (targets(result, device) if block == "targets" else overview(result))
 
 
 def rendered(readme: Path) -> str:
     text = readme.read_text(encoding="utf-8")
     for device in TARGETS:
-        for block in ("targets", "ratios"):
+        for block in ("overview", "targets", "ratios"):
             text = record.fill_in(text, f"speed-{device} {block}", render(device, block, readme))
     return text
 

@@ -280,6 +280,7 @@ def test_targets_are_met_missed_or_not_measured():
     assert verdicts["prefill, 16k ÷ 4k"] == ["≤ 4.3", "1", "met |"]
     assert verdicts["decoding, ours ÷ Llama, at 8k"][-1] == "| not measured |"
     assert "| ours ÷ Llama | 8.00 | 2.00 | 0.50 | 0.25 | from 8,192 on |" in table.ratios(tiny_result())
+    assert "| decoding, time per token | 8.00 | 2.00 | 0.50 | 0.25 |" in table.overview(tiny_result())
 
 
 def test_the_figure_has_a_curve_for_every_model():
@@ -290,7 +291,7 @@ def test_the_figure_has_a_curve_for_every_model():
 
 @pytest.mark.parametrize("readme", table.READMES, ids=lambda file: file.parent.name)
 def test_the_readmes_show_what_was_measured(readme: Path):
-    assert "<!-- speed-cpu targets: start -->" in readme.read_text(encoding="utf-8")
+    assert "<!-- speed-cpu " in readme.read_text(encoding="utf-8")
     assert readme.read_text(encoding="utf-8") == table.rendered(readme)
 
 

@@ -14,7 +14,7 @@
 """Tables in the README beside this file, from the JSON that the measurements wrote.
 
 python -m benchmarks.quality.tables            # print
-python -m benchmarks.quality.tables --write    # put them into the README
+python -m benchmarks.quality.tables --write    # put them into the READMEs
 """
 
 import json
@@ -28,6 +28,25 @@ from .units import mean_and_deviation
 
 
 README = Path(__file__).parent / "README.md"
+READMES = (README, Path(__file__).parents[2] / "README.md")
+# Rows of the project's README, and what they are called in the tables of recall, passkeys and language models.
+OVERVIEW = (
+    (
+        "latents in every second layer, and window",
+        "latents and window, 14",
+        "latents and window, chunks repeated, 16",
+        "latents and window, 32",
+    ),
+    (
+        "latents in every layer, and window",
+        "latents in every layer, and window, 4",
+        "latents in every layer, and window, 16",
+        "latents in every layer, and window, 32",
+    ),
+    ("window alone", *["window alone"] * 3),
+    ("full attention", *["full attention"] * 3),
+    ("Mamba-2", "Mamba-2, 16", "Mamba-2, 16", "Mamba-2, 64"),
+)
 SIZES = ("num_latents", "state_size", "key_dim", "num_slots")
 
 
@@ -190,8 +209,33 @@ def render(table: str) -> str:
     return "\n".join(filter(None, parts)) or "Not measured yet.\n"
 
 
+def read_points(table: str) -> dict[str, list[dict]]:
+    """The seeds of every row of a table in `results/`, by the row's name."""
+    result = json.loads((record.RESULTS / f"quality_{table}.json").read_text(encoding="utf-8"))
+    return {sized_name(point[0]): point for point in result["points"]}
+
+
+def overview() -> str:
+    """One row for each model: recall, passkeys and loss of the tables that two CPU cores can measure."""
+    recall, passkey, loss = map(read_points, ("mqar_small", "passkey_reduced", "language_model_reduced"))
+    within = {name: mean_and_deviation(point, "loss_in_training_length")[0] for name, point in loss.items()}
+    header = ["model", "state, numbers", "recall", "passkey at 16 ×", "passkey at 256 ×", "loss"]
+    rows = [
+        [
+            model,
+            f"{recall[of_recall][0]['state_elements']:,}",
+            number(recall[of_recall], "accuracy"),
+            *(number([unit["by_length"][i] for unit in passkey[of_passkey]], "accuracy") for i in (2, 3)),
+            f"{within[of_loss] - within['window alone']:+.3f}",
+        ]
+        for model, of_recall, of_passkey, of_loss in OVERVIEW
+    ]
+    return markdown([header, *rows])
+
+
 def fill_in(text: str) -> str:
     """`text` with every table between its two marks."""
+    text = record.fill_in(text, "quality", f"\n{overview()}\n")
     for table in TABLES:
         text = record.fill_in(text, table, f"\n{render(table)}\n")
     return text
@@ -199,6 +243,7 @@ def fill_in(text: str) -> str:
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--write"]:
-        README.write_text(fill_in(README.read_text(encoding="utf-8")), encoding="utf-8")
+        for readme in READMES:
+            readme.write_text(fill_in(readme.read_text(encoding="utf-8")), encoding="utf-8")
     else:
         print("\n".join(map(render, TABLES)), end="")
