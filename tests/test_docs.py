@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The README and the guides: their code and commands run, their links lead somewhere, their numbers come from files."""
+"""The README and the guides: code and commands run, links lead somewhere, numbers come from files and formulas."""
 
 import importlib
 import json
