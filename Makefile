@@ -69,7 +69,7 @@ lint: $(VENV)/test.stamp
 # The site, in out/site: the pages with the pictures and files that they link to, at the same places as here.
 docs: $(VENV)/docs.stamp
 	rm -rf out/pages && mkdir -p out/pages
-	git ls-files '*.md' '*.svg' '*.png' 'benchmarks/results/*.json' ':!tests' ':!hub' | xargs cp --parents -t out/pages
+	git ls-files '*.md' '*.svg' '*.png' '*.ipynb' 'benchmarks/results/*.json' ':!tests' ':!hub' | xargs cp --parents -t out/pages
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build
 
 # A test opens a page in a real browser.

@@ -83,6 +83,14 @@ def test_snippets_run_one_after_another(page, workplace):
         exec(compile(snippet, page.name, "exec"), namespace)
 
 
+def test_the_notebook_runs(workplace):
+    notebook = json.loads(text_of(ROOT / "docs" / "quickstart.ipynb"))
+    namespace = {"__name__": "quickstart"}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), "quickstart.ipynb", "exec"), namespace)
+
+
 @having("bash")
 def test_commands_run(page, workplace):
     for line in "".join(blocks(page, "bash")).splitlines():
