@@ -58,6 +58,7 @@ def having(language: str):
 def workplace(tmp_path, monkeypatch) -> Path:
     """A folder with tiny stand-ins for what the commands name: a checkpoint, a configuration, a Llama and texts."""
     tokenizer = word_tokenizer()
+    tokenizer.eos_token = tokenizer.pad_token
     config = tiny_config(vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0, pad_token_id=1)
     shape = {name: getattr(config, name) for name in ("vocab_size", "hidden_size", "intermediate_size")}
     llama = LlamaConfig(**shape, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
