@@ -56,6 +56,8 @@ POSITIVE_FIELDS = (
     "num_latents",
     "chunk_size",
 )
+CONV_FIELDS = ("conv_kernel_size", "mlp_conv_kernel_size")
+LARGEST = 2**24  # of any of these: more than any model has, so a slip, named before memory is asked for
 LATENT_STEPS = ("input_to_latent", "latent_self", "latent_to_input")
 LAYER_KINDS = ("local", "latent", "both")
 DEFAULT_PATTERN = ("local", "both")
@@ -268,8 +270,13 @@ class LatentAttentionConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Part of `@strict`-powered validation: runs when the configuration is made."""
-        for field in POSITIVE_FIELDS:
-            self._require(getattr(self, field) >= 1, field, "an integer of at least 1")
+        for fields, least in ((POSITIVE_FIELDS, 1), (CONV_FIELDS, 0)):
+            for field in fields:
+                self._require(
+                    least <= getattr(self, field) <= LARGEST,
+                    field,
+                    f"an integer of at least {least} and at most {LARGEST:,}",
+                )
         self._require(
             len(self.layer_pattern) > 0 and set(self.layer_pattern) <= set(LAYER_KINDS),
             "layer_pattern",
@@ -286,8 +293,6 @@ class LatentAttentionConfig(PreTrainedConfig):
             "0 where `is_causal` is False, as nothing leaves a sequence that is read at once, and where no layer of "
             "`layer_pattern` has local attention, which sees the sinks",
         )
-        for field in ("conv_kernel_size", "mlp_conv_kernel_size"):
-            self._require(getattr(self, field) >= 0, field, "an integer of at least 0 (0: no convolution)")
         self._require(
             self.num_attention_heads % self.num_key_value_heads == 0,
             "num_key_value_heads",
