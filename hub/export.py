@@ -49,8 +49,8 @@ def assemble(args: argparse.Namespace, checkpoint: Checkpoint, export: Path) -> 
         load(AutoTokenizer, tokenizer_folders[0], trust_remote_code=False).save_pretrained(export)
     elif not checkpoint.is_adapter:  # whose base has one
         print(
-            f"note        {checkpoint.folder} holds no {TOKENIZER_CONFIG}, so no tokenizer is uploaded: readers can pass "
-            "token ids, but no text, until `tokenizer.save_pretrained` has saved one there and this is run again"
+            f"note        {checkpoint.folder} holds no {TOKENIZER_CONFIG}, so no tokenizer is uploaded: unless the "
+            "repository has one, readers can pass token ids, but no text. `tokenizer.save_pretrained` saves one there"
         )
     card = make_card(args, checkpoint, model, has_tokenizer=bool(tokenizer_folders))
     card.save(export / "README.md")

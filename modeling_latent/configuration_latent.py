@@ -176,6 +176,8 @@ class LatentAttentionConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
 
     def __post_init__(self, **kwargs):
+        if is_number(self.num_hidden_layers):  # else its type is reported
+            self._require_size("num_hidden_layers", least=1)  # before a list of them fills the memory
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
@@ -252,6 +254,10 @@ class LatentAttentionConfig(PreTrainedConfig):
         if not holds:
             raise ValueError(f"`{field}` is {getattr(self, field)!r} but must be {allowed}.")
 
+    def _require_size(self, field: str, least: int):
+        allowed = f"an integer of at least {least} and at most {LARGEST:,}"
+        self._require(least <= getattr(self, field) <= LARGEST, field, allowed)
+
     def standardize_rope_params(self):
         """Nothing is left to do; the library would ask for a maximum length, which there is not."""
 
@@ -272,11 +278,7 @@ class LatentAttentionConfig(PreTrainedConfig):
         """Part of `@strict`-powered validation: runs when the configuration is made."""
         for fields, least in ((POSITIVE_FIELDS, 1), (CONV_FIELDS, 0)):
             for field in fields:
-                self._require(
-                    least <= getattr(self, field) <= LARGEST,
-                    field,
-                    f"an integer of at least {least} and at most {LARGEST:,}",
-                )
+                self._require_size(field, least)
         self._require(
             len(self.layer_pattern) > 0 and set(self.layer_pattern) <= set(LAYER_KINDS),
             "layer_pattern",
