@@ -8,7 +8,7 @@ SUDO = $(if $(filter-out 0,$(shell id -u)),sudo)
 CODE := modeling_latent benchmarks configuration examples tests hub hub_upload.py setup.py
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo picture bench bench-gpu quality quality-gpu test test-deep lint chromium clean
+.PHONY: demo picture bench bench-gpu quality quality-gpu test test-deep test-matrix lint chromium clean
 
 # What fits into five minutes on two cores, from tokenizer to text.
 RECIPE := --max_steps 600 --per_device_train_batch_size 2 --learning_rate 2e-3 --warmup_steps 45 \
@@ -57,9 +57,15 @@ quality-gpu: $(VENV)/test.stamp
 test: lint chromium
 	$(PYTHON) -m pytest tests
 
-# What takes minutes more than a change is worth, for before a release: every export that the library can make.
+# What takes minutes more than a change is worth, for before a release: every export that the library can make, processes
+# killed at many moments, a million tokens. The figures of it are in docs/reliability.md.
 test-deep: $(VENV)/test.stamp
 	$(PYTHON) -m pytest tests/deep_*.py
+	PYTHONPATH=. $(PYTHON) tests/figures.py
+
+# The suite's core with other versions of torch and transformers, and the table of it in docs/compatibility.md.
+test-matrix: $(VENV)/test.stamp
+	PYTHONPATH=. $(PYTHON) tests/matrix.py
 
 lint: $(VENV)/test.stamp
 	$(PYTHON) -m ruff format --check $(CODE)

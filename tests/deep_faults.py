@@ -32,7 +32,7 @@ from test_faults import (
 
 MOMENTS = 20
 ALL = f"{MOMENTS} of {MOMENTS}"
-FLIPS = 2_000
+FLIPS = 1_000
 
 
 def test_saves_that_are_killed(saved, tmp_path):  # noqa: F811

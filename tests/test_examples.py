@@ -298,6 +298,12 @@ def test_fine_tuning_starts_from_the_checkpoint(trained, texts, tmp_path):
     assert history[0] < history[1] - 0.5
 
 
+def test_generating_without_a_tokenizer_says_what_is_missing(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"CHECKPOINT is {tmp_path}, whose tokenizer can't .* save one there by"):
+        generate.main([str(tmp_path)])
+
+
 def test_generate_prints_completions_and_a_cache_that_does_not_grow(trained, capsys, monkeypatch):
     monkeypatch.setattr(generate, "CONTEXTS", (100, 1_000))
     generate.main([str(trained)])
