@@ -59,8 +59,8 @@ def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=True)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"CHECKPOINT is {checkpoint}, whose tokenizer can't be loaded ({error}). If it has none, save one there "
-            "by `tokenizer.save_pretrained`: prompts are text."
+            f"CHECKPOINT is {checkpoint}, which has no tokenizer that can be loaded, and prompts are text: save one "
+            "there by `tokenizer.save_pretrained`."
         ) from error
 
 
