@@ -8,7 +8,7 @@ SUDO = $(if $(filter-out 0,$(shell id -u)),sudo)
 CODE := modeling_latent benchmarks configuration examples tests hub hub_upload.py setup.py
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo picture bench bench-gpu quality quality-gpu test test-deep lint docs chromium clean
+.PHONY: demo picture bench bench-gpu quality quality-gpu test test-deep test-matrix lint docs chromium clean
 
 # What fits into five minutes on two cores, from tokenizer to text.
 RECIPE := --max_steps 600 --per_device_train_batch_size 2 --learning_rate 2e-3 --warmup_steps 45 \
@@ -58,9 +58,15 @@ quality-gpu: $(VENV)/test.stamp
 test: lint docs chromium
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests --numprocesses 2 --dist loadfile
 
-# What takes minutes more than a change is worth, for before a release: every export that the library can make.
+# What takes minutes more than a change is worth, for before a release: every export that the library can make, processes
+# killed at many moments, a million tokens. The figures of it are in docs/reliability.md.
 test-deep: $(VENV)/test.stamp
 	$(PYTHON) -m pytest tests/deep_*.py
+	PYTHONPATH=. $(PYTHON) tests/figures.py
+
+# The suite's core with other versions of torch and transformers, and the table of it in docs/compatibility.md.
+test-matrix: $(VENV)/test.stamp
+	PYTHONPATH=. $(PYTHON) tests/matrix.py
 
 lint: $(VENV)/test.stamp
 	$(PYTHON) -m ruff format --check $(CODE)

@@ -33,11 +33,11 @@ import tempfile
 from pathlib import Path
 
 import huggingface_hub
-import torch
 from huggingface_hub.errors import HFValidationError
+from safetensors.torch import save_file
 
 from hub import reader
-from hub.checkpoint import check_checkpoint
+from hub.checkpoint import Checkpoint, check_checkpoint
 from hub.errors import BadInput, Stop
 from hub.export import assemble, exported_files
 from hub.upload import upload
@@ -121,13 +121,14 @@ def read_token() -> str:
     return token
 
 
-def verify(export: Path, reference: Path, scratch: Path):
+def verify(export: Path, reference: Path, checkpoint: Checkpoint, scratch: Path):
     """Loads the export in a process that has neither this package, nor the network, nor the token."""
     environment = {name: value for name, value in os.environ.items() if "TOKEN" not in name}
     environment |= {"HF_HOME": str(scratch), "HF_MODULES_CACHE": str(scratch / "modules"), "HF_HUB_OFFLINE": "1"}
     # An adapter's base is read from where `find_base` found it.
     environment["HF_HUB_CACHE"] = huggingface_hub.constants.HF_HUB_CACHE
-    command = [sys.executable, "-I", reader.__file__, str(export), str(reference)]
+    base = [str(checkpoint.base_folder)] if checkpoint.is_adapter else []
+    command = [sys.executable, "-I", reader.__file__, str(export), str(reference), *base]
     process = subprocess.run(command, cwd=scratch, env=environment, capture_output=True, text=True)
     if process.returncode != 0:
         print(process.stderr, file=sys.stderr)
@@ -156,13 +157,13 @@ def run(args: argparse.Namespace) -> int:
     token = None if args.dry_run else read_token()
     checkpoint = check_checkpoint(args)
     with tempfile.TemporaryDirectory(prefix="hub_upload_") as folder:
-        export, reference = Path(folder, "export"), Path(folder, "reference.pt")
+        export, reference = Path(folder, "export"), Path(folder, "reference.safetensors")
         export.mkdir()
-        torch.save(assemble(args, checkpoint, export), reference)
+        save_file(assemble(args, checkpoint, export), reference)
         if args.skip_verify:
             print("NOT VERIFIED: --skip-verify was given, nobody has loaded this export")
         else:
-            verify(export, reference, Path(folder))
+            verify(export, reference, checkpoint, Path(folder))
         show(args, export)
         if args.dry_run:
             return 1 if args.skip_verify else 0

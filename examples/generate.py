@@ -28,6 +28,7 @@ from transformers import (
     AutoTokenizer,
     DynamicCache,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     TextGenerationPipeline,
     set_seed,
 )
@@ -52,12 +53,23 @@ def cache_bytes(model: PreTrainedModel, contexts: tuple[int, ...]) -> list[int]:
     return sizes
 
 
+def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:
+    """A checkpoint's tokenizer. The library's own error where there is none names a class, and not what is missing."""
+    try:
+        return AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"CHECKPOINT is {checkpoint}, which has no tokenizer that can be loaded, and prompts are text: save one "
+            "there by `tokenizer.save_pretrained`."
+        ) from error
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="folder or Hub id of a causal latent attention model with its tokenizer")
     checkpoint = parser.parse_args(argv).checkpoint
+    tokenizer = load_tokenizer(checkpoint)
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto", device_map="auto", trust_remote_code=True)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=True)
     generator = TextGenerationPipeline(model=model, tokenizer=tokenizer)
     set_seed(0)
     for prompt in PROMPTS:

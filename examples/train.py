@@ -42,6 +42,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     Trainer,
+    TrainerState,
     TrainingArguments,
     default_data_collator,
     set_seed,
@@ -219,6 +220,18 @@ def pack(documents: dict, eos_token_id: int, block_size: int) -> dict:
     return {"input_ids": [*rows[:-1], rows[-1] + [eos_token_id] * rest], "labels": labels}
 
 
+def train(trainer: Trainer, checkpoint: str | None) -> None:
+    """Train to the end. From a checkpoint that is at the last step the `Trainer` itself would take one step more."""
+    state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")) if checkpoint else TrainerState()
+    if not 0 < trainer.args.max_steps <= state.global_step:
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return
+    if trainer.is_world_process_zero():
+        print(f"{checkpoint} has taken all --max_steps {trainer.args.max_steps}: nothing is left to train")
+    trainer.model.load_state_dict(AutoModelForCausalLM.from_pretrained(checkpoint).state_dict())
+    trainer.state = state
+
+
 def report(metrics: dict[str, float], compressed: dict[str, float], output_dir: str) -> str:
     lines = ["bits per byte of the validation documents"]
     lines += [f"  {name + ', one by one':24}{bits:8.3f}" for name, bits in compressed.items()]
@@ -267,7 +280,7 @@ def main(argv: list[str] | None = None) -> None:
         compute_metrics=BitsPerByte(count_bytes(validation_texts) / predicted),
         preprocess_logits_for_metrics=token_losses,
     )
-    trainer.train(resume_from_checkpoint=checkpoint)
+    train(trainer, checkpoint)
     metrics = trainer.evaluate()
     trainer.save_model()
     if trainer.is_world_process_zero():

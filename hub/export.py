@@ -33,7 +33,7 @@ from .reader import TOKENIZER_CONFIG
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
-def assemble(args: argparse.Namespace, checkpoint: Checkpoint, export: Path) -> dict:
+def assemble(args: argparse.Namespace, checkpoint: Checkpoint, export: Path) -> dict[str, torch.Tensor]:
     """Fills the empty folder `export`; returns the logits that it must give, an adapter on its base."""
     extras = included_files(args)
     model = load_model(checkpoint)
@@ -47,11 +47,16 @@ def assemble(args: argparse.Namespace, checkpoint: Checkpoint, export: Path) -> 
     folders = [checkpoint.folder] + ([checkpoint.base_folder] if args.merge else [])
     if tokenizer_folders := [folder for folder in folders if (folder / TOKENIZER_CONFIG).is_file()]:
         load(AutoTokenizer, tokenizer_folders[0], trust_remote_code=False).save_pretrained(export)
+    elif not checkpoint.is_adapter:  # whose base has one
+        print(
+            f"note        {checkpoint.folder} holds no {TOKENIZER_CONFIG}, so no tokenizer is uploaded: unless the "
+            "repository has one, readers can pass token ids, but no text. `tokenizer.save_pretrained` saves one there"
+        )
     card = make_card(args, checkpoint, model, has_tokenizer=bool(tokenizer_folders))
     card.save(export / "README.md")
     shutil.copyfile(find_license(args, card), export / "LICENSE")
     copy_extras(args, extras, export)
-    return {**reference, "base": str(checkpoint.base_folder) if checkpoint.is_adapter else None}
+    return reference
 
 
 def copy_extras(args: argparse.Namespace, extras: list[str], export: Path):
@@ -120,7 +125,7 @@ def merge_adapter(model: torch.nn.Module, folder: Path) -> torch.nn.Module:
     return model.merge_and_unload()
 
 
-def reference_logits(model: torch.nn.Module, merge: bool) -> dict:
+def reference_logits(model: torch.nn.Module, merge: bool) -> dict[str, torch.Tensor]:
     """What the export has to give: logits over more than two chunks, so that the latents have something to say."""
     config = model.config
     input_ids = (torch.arange(2 * config.chunk_size + 1) * 37 + 11)[None] % config.vocab_size  # (1, T)
@@ -128,7 +133,8 @@ def reference_logits(model: torch.nn.Module, merge: bool) -> dict:
         logits = model(input_ids).logits
     # Merging rounds every weight once more; anything else must not change the result.
     merged = 1e-4 if model.dtype == torch.float32 else 3e-2
-    return {"input_ids": input_ids, "logits": logits, "tolerance": merged if merge else 1e-6}
+    tolerance = torch.tensor(merged if merge else 1e-6)
+    return {"input_ids": input_ids, "logits": logits.contiguous(), "tolerance": tolerance}
 
 
 def find_license(args: argparse.Namespace, card: ModelCard) -> Path:

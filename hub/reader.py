@@ -11,12 +11,17 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Loads an export as a reader would, in a process of its own, without this project: `reader.py EXPORT REFERENCE`."""
+"""
+Loads an export as a reader would, in a process of its own, without this project.
+
+    python reader.py EXPORT REFERENCE [BASE]    # of an adapter
+"""
 
 import sys
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, pipeline
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
@@ -25,17 +30,20 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 GENERATED_TOKENS = 20
 
 
-def load_as_a_reader(export: str, reference: str):
-    """What the export gives, compared with the logits in the file `reference`; raises where it is not the same."""
+def load_as_a_reader(export: str, reference: str, base: str | None = None):
+    """
+    What the export gives, an adapter on its `base`, compared with the logits in the file `reference`; raises where it
+    is not the same.
+    """
     # Installed here or not, an import of the package must fail as it does for a reader.
     sys.modules["modeling_latent"] = None
-    expected = torch.load(reference)
+    expected = load_file(reference)
     if Path(export, "config.json").is_file():
         config = AutoConfig.from_pretrained(export, trust_remote_code=True)
         for class_reference in config.auto_map.values():
             get_class_from_dynamic_module(class_reference, export)
         AutoModel.from_pretrained(export, trust_remote_code=True)
-    model = load_model(export, expected["base"])
+    model = load_model(export, base)
     with torch.no_grad():
         logits = model(expected["input_ids"]).logits
     difference = ((logits - expected["logits"]).float().norm() / expected["logits"].float().norm()).item()

@@ -56,6 +56,8 @@ POSITIVE_FIELDS = (
     "num_latents",
     "chunk_size",
 )
+CONV_FIELDS = ("conv_kernel_size", "mlp_conv_kernel_size")
+LARGEST = 2**24  # of any of these: more than any model has, so a slip, named before memory is asked for
 LATENT_STEPS = ("input_to_latent", "latent_self", "latent_to_input")
 LAYER_KINDS = ("local", "latent", "both")
 DEFAULT_PATTERN = ("both", "local")
@@ -174,6 +176,8 @@ class LatentAttentionConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
 
     def __post_init__(self, **kwargs):
+        if is_number(self.num_hidden_layers):  # else its type is reported
+            self._require_size("num_hidden_layers", least=1)  # before a list of them fills the memory
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
@@ -250,6 +254,10 @@ class LatentAttentionConfig(PreTrainedConfig):
         if not holds:
             raise ValueError(f"`{field}` is {getattr(self, field)!r} but must be {allowed}.")
 
+    def _require_size(self, field: str, least: int):
+        allowed = f"an integer of at least {least} and at most {LARGEST:,}"
+        self._require(least <= getattr(self, field) <= LARGEST, field, allowed)
+
     def standardize_rope_params(self):
         """Nothing is left to do; the library would ask for a maximum length, which there is not."""
 
@@ -268,8 +276,9 @@ class LatentAttentionConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Part of `@strict`-powered validation: runs when the configuration is made."""
-        for field in POSITIVE_FIELDS:
-            self._require(getattr(self, field) >= 1, field, "an integer of at least 1")
+        for fields, least in ((POSITIVE_FIELDS, 1), (CONV_FIELDS, 0)):
+            for field in fields:
+                self._require_size(field, least)
         self._require(
             len(self.layer_pattern) > 0 and set(self.layer_pattern) <= set(LAYER_KINDS),
             "layer_pattern",
@@ -286,8 +295,6 @@ class LatentAttentionConfig(PreTrainedConfig):
             "0 where `is_causal` is False, as nothing leaves a sequence that is read at once, and where no layer of "
             "`layer_pattern` has local attention, which sees the sinks",
         )
-        for field in ("conv_kernel_size", "mlp_conv_kernel_size"):
-            self._require(getattr(self, field) >= 0, field, "an integer of at least 0 (0: no convolution)")
         self._require(
             self.num_attention_heads % self.num_key_value_heads == 0,
             "num_key_value_heads",

@@ -30,6 +30,7 @@ S sink tokens, K tokens of a convolution, and in the chunk layout R rows and N c
 """
 
 import re
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -56,7 +57,7 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutputWithPast,
     TokenClassifierOutput,
 )
-from transformers.modeling_utils import PreTrainedModel, load_state_dict
+from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, logging
@@ -75,6 +76,7 @@ from .attention_maps import (
 )
 from .cache_latent import add_layers
 from .cache_name import CACHE_NAME, cache_of, one_cache, refuse_other_names
+from .checkpoint_files import copy_code_above, replaced_when_complete, replaces_alone, what_is_wrong_with
 from .chunk_layout import GridLayout, StepLayout, bidirectional_layout, grid_layout, step_layout
 from .configuration_latent import LatentAttentionConfig
 from .latent_attention import ChunkedLatentAttention, LatentAttention, init_weights
@@ -169,31 +171,19 @@ class LatentAttentionDecoderLayer(GradientCheckpointingLayer):
         return hidden_states + transformed
 
 
-def copy_code_above(checkpoint: Path) -> None:
+@contextmanager
+def named_as_registered(cls: type):
     """
-    Copy a checkpoint's code to the folder above, which `Trainer(push_to_hub=True)` pushes while it trains: there it
-    copies the configuration and the weights itself, but no code. Someone's own files of these names are left alone.
+    Let a class go by the name of the one that is registered. FSDP2 and others put a class of their own over ours, and
+    the library would save the file of that class as the checkpoint's code, and note its name.
     """
-    folder, mark = checkpoint.parent, "configuration_latent.py"
-    files = sorted(checkpoint.glob("*.py"), key=lambda file: file.name != mark)  # the mark first, lest it be missing
-    code = {file.name: file.read_bytes() for file in files}
-    there = {name: (folder / name).read_bytes() for name in code if (folder / name).is_file()}
-    if there and mark not in there:
-        return
-    for name, content in code.items():
-        if there.get(name) != content:  # what has not changed may be on its way to the Hub
-            (folder / name).write_bytes(content)
-
-
-def unreadable_files(folder: Path) -> list[str]:
-    """Which files of weights in a local folder are not what safetensors wrote."""
-    unreadable = []
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            load_state_dict(str(file), map_location="meta")
-        except Exception:  # safetensors' own, which is not imported here
-            unreadable.append(str(file))
-    return unreadable
+    registered = next((base for base in cls.__mro__ if vars(base).get("_auto_class")), cls)
+    names = cls.__module__, cls.__name__
+    cls.__module__, cls.__name__ = registered.__module__, registered.__name__
+    try:
+        yield
+    finally:
+        cls.__module__, cls.__name__ = names
 
 
 class LatentAttentionPreTrainedModel(PreTrainedModel):
@@ -250,14 +240,11 @@ class LatentAttentionPreTrainedModel(PreTrainedModel):
         try:
             loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         except Exception as error:
-            if type(error).__name__ != "SafetensorError":
-                raise
             folder = Path(str(pretrained_model_name_or_path), kwargs.get("subfolder") or "")
-            raise ValueError(
-                f"The weights in {', '.join(unreadable_files(folder)) or folder} can't be read ({error}). Their "
-                "download was cut off, or git has left a pointer in their place: get them again, by `hf download` or "
-                "`git lfs pull`."
-            ) from error
+            reason = what_is_wrong_with(folder, error)
+            if reason is None:
+                raise
+            raise ValueError(reason) from error
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.config.warn_of_changes_since_training()
         return loaded
@@ -267,22 +254,30 @@ class LatentAttentionPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         init_weights(self.config, module)
 
-    def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, *args, **kwargs) -> None:
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        push_to_hub: bool = False,
+        *args,
+        **kwargs,
+    ) -> None:
         """
-        Save as the library does, which copies the file of the model's class and notes its name. FSDP2 and others put
-        a class of their own over ours: while saving, it goes by the name of the class that is registered.
+        Save as the library does, but where `save_directory` holds weights already, in its folder `.saving` first: a
+        process that is killed meanwhile leaves the older ones whole. This needs room for both, and does not hold for a
+        model that several processes save, nor with `push_to_hub`.
         """
         self.config.record_training()
-        cls = type(self)
-        registered = next((base for base in cls.__mro__ if vars(base).get("_auto_class")), cls)
-        names = cls.__module__, cls.__name__
-        cls.__module__, cls.__name__ = registered.__module__, registered.__name__
-        try:
-            super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
-        finally:
-            cls.__module__, cls.__name__ = names
-        folder = Path(save_directory)
-        if self.should_save_on_this_rank(is_main_process) and re.fullmatch(r"checkpoint-\d+", folder.name):
+        folder, saves = Path(save_directory), self.should_save_on_this_rank(is_main_process)
+        arguments = is_main_process, state_dict, push_to_hub, *args
+        with named_as_registered(type(self)):
+            if saves and not push_to_hub and replaces_alone(folder):
+                with replaced_when_complete(folder) as new:
+                    super().save_pretrained(new, *arguments, **kwargs)
+            else:
+                super().save_pretrained(save_directory, *arguments, **kwargs)
+        if saves and re.fullmatch(r"checkpoint-\d+", folder.name):
             copy_code_above(folder)
 
 

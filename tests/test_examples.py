@@ -127,6 +127,15 @@ def test_resuming_goes_on_where_training_stopped(flag, trained, texts, tmp_path,
         assert said == [*skipped, f"going on from {folder}"]
 
 
+def test_a_training_that_was_at_its_last_step_takes_no_other(trained, texts, tmp_path, capsys):
+    folder = shutil.copytree(trained / "checkpoint-12", tmp_path / "checkpoint-12")
+    train.main(flags(texts, tmp_path, "--resume"))
+    assert f"{folder} has taken all --max_steps 12: nothing is left to train" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-12"]
+    weights = [AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (tmp_path, folder)]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
 def test_half_a_checkpoint_is_told_from_a_complete_one(trained, tmp_path):
     complete, half = trained / "checkpoint-12", tmp_path / "half"
     assert train.fault_of(complete) is None
@@ -296,6 +305,12 @@ def test_fine_tuning_starts_from_the_checkpoint(trained, texts, tmp_path):
         for folder in (tmp_path, trained)
     ]
     assert history[0] < history[1] - 0.5
+
+
+def test_generating_without_a_tokenizer_says_what_is_missing(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"CHECKPOINT is {tmp_path}, which has no tokenizer .*: save one there by"):
+        generate.main([str(tmp_path)])
 
 
 def test_generate_prints_completions_and_a_cache_that_does_not_grow(trained, capsys, monkeypatch):

@@ -658,6 +658,7 @@ def test_a_checkpoint_without_a_tokenizer(upload, hub, checkpoint):
     assert result.code == 0, result.err
     assert len(json.loads(printed(result, "generated"))) == 20
     assert "AutoTokenizer" not in result.out
+    assert f"note        {checkpoint} holds no tokenizer_config.json, so no tokenizer is uploaded" in result.out
 
 
 # The card

@@ -33,10 +33,10 @@ from transformers.dynamic_module_utils import get_relative_imports
 from transformers.models.auto import modeling_auto
 
 from common import PATTERNS, random_ids, tiny_model
+from environments import ROOT, make_environment
 from modeling_latent import LatentAttentionConfig, LatentAttentionForCausalLM, LatentAttentionModel
 
 
-ROOT = Path(__file__).parents[1]
 CODE = sorted(path for path in (ROOT / "modeling_latent").glob("*.py") if path.name != "__init__.py")
 VERSIONS = ("5.17.0", "5.24.0")
 PROMPT = "w05 w09 w02 w17 w04 w08"
@@ -50,25 +50,11 @@ def constraints_for(version: str) -> str:
     return "".join(line for line in lines if line.startswith("torch=="))
 
 
-def make_environment(folder: Path, version: str, constraints: str) -> None:
-    subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-    file = folder / "constraints.txt"
-    file.write_text(constraints, encoding="utf-8")
-    install = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--constraint", file]
-    subprocess.run([*install, "torch"], check=True)
-    subprocess.run([*install, f"transformers=={version}"], check=True)
-
-
 @pytest.fixture(scope="session", params=VERSIONS)
 def environment(request) -> tuple[Path, str]:
     """The interpreter of an environment with this version of transformers, and the version."""
     folder, version = ROOT / ".cache" / "venvs" / request.param, request.param
-    constraints = constraints_for(version)
-    contents, stamp = f"Python {sys.version}\n{constraints}", folder / "complete"
-    if not stamp.exists() or stamp.read_text(encoding="utf-8") != contents:
-        make_environment(folder, version, constraints)
-        stamp.write_text(contents, encoding="utf-8")
-    return folder / "bin" / "python", version
+    return make_environment(folder, constraints_for(version), ["torch"], [f"transformers=={version}"]), version
 
 
 def run_alone(python: Path, function, *arguments, scratch: Path) -> dict:

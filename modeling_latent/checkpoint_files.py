@@ -1,0 +1,113 @@
+# Copyright 2026 The Latent Attention Authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The files of a checkpoint. No other file that a checkpoint carries reads or writes any."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import distributed
+from transformers.modeling_utils import load_state_dict
+
+
+NEW = ".saving"  # the folder in which a checkpoint waits until it is complete
+
+
+def copy_code_above(checkpoint: Path) -> None:
+    """
+    Copy a checkpoint's code to the folder above, which `Trainer(push_to_hub=True)` pushes while it trains: there it
+    copies the configuration and the weights itself, but no code. Someone's own files of these names are left alone.
+    """
+    folder, mark = checkpoint.parent, "configuration_latent.py"
+    files = sorted(checkpoint.glob("*.py"), key=lambda file: file.name != mark)  # the mark first, lest it be missing
+    code = {file.name: file.read_bytes() for file in files}
+    there = {name: (folder / name).read_bytes() for name in code if (folder / name).is_file()}
+    if there and mark not in there:
+        return
+    for name, content in code.items():
+        if there.get(name) != content:  # what has not changed may be on its way to the Hub
+            (folder / name).write_bytes(content)
+
+
+def unreadable_files(folder: Path) -> list[str]:
+    """Which files of weights in a local folder are not what safetensors and the library wrote."""
+    unreadable = []
+    for file in filter(is_weights, sorted(folder.glob("*"))):
+        try:
+            json.loads(file.read_bytes()) if is_index(file) else load_state_dict(str(file), map_location="meta")
+        except Exception:  # safetensors' own among them, which is not imported here
+            unreadable.append(str(file))
+    return unreadable
+
+
+def what_is_wrong_with(folder: Path, error: Exception) -> str | None:
+    """Say in a sentence why the weights in a local folder did not load, where that is not said by the error."""
+    if isinstance(error, OSError) and (folder / NEW).is_dir():
+        return (
+            f"A process that saved to {folder} was ended while it replaced the weights there ({error}). The new ones "
+            f"are whole: move all files from {folder / NEW} to {folder}."
+        )
+    if type(error).__name__ in ("SafetensorError", "JSONDecodeError"):
+        return (
+            f"The weights in {', '.join(unreadable_files(folder)) or folder} can't be read ({error}). Their "
+            "download was cut off, or git has left a pointer in their place: get them again, by `hf download` or "
+            "`git lfs pull`."
+        )
+    return None
+
+
+def is_weights(file: Path) -> bool:
+    return ".safetensors" in file.name
+
+
+def is_index(file: Path) -> bool:
+    """Whether a file says which weights are in which shard: without it, shards are not read."""
+    return is_weights(file) and file.suffix == ".json"
+
+
+def name_of_weights(file: Path) -> str:
+    """What is left of a name without the numbers of a shard: "model", with a variant "model.fp16", "adapter_model"."""
+    return re.sub(r"-\d{5}-of-\d{5}|\.safetensors|\.index|\.json", "", file.name)
+
+
+def replaces_alone(folder: Path) -> bool:
+    """Whether this is the only process of a training, and the folder it saves to holds weights."""
+    alone = not (distributed.is_available() and distributed.is_initialized())
+    return alone and folder.is_dir() and any(map(is_weights, folder.iterdir()))
+
+
+@contextmanager
+def replaced_when_complete(folder: Path) -> Iterator[Path]:
+    """
+    Give a new folder to save to. What was saved there then replaces the weights in `folder`, and its files of the same
+    names. Weights go first and come last: between the two a reader finds none, rather than some of either kind.
+    """
+    new = folder / NEW
+    shutil.rmtree(new, ignore_errors=True)  # of a process that was killed
+    try:
+        yield new
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    files = sorted(new.iterdir(), key=lambda file: (is_weights(file), is_index(file)))
+    replaced = {name_of_weights(file) for file in filter(is_weights, files)}
+    older = [file for file in folder.iterdir() if is_weights(file) and name_of_weights(file) in replaced]
+    for file in sorted(older, key=is_index, reverse=True):
+        file.unlink()
+    for file in files:
+        file.replace(folder / file.name)
+    new.rmdir()
