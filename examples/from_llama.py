@@ -68,7 +68,7 @@ def convert(
 
     Raises:
         `ValueError`: for a model of another class, for one with a sliding window of less than two chunks, for a
-            `latent_every` of less than 1, and for weights that have no place here, such as the biases of `o_proj` and
+            `latent_every` of less than 0, and for weights that have no place here, such as the biases of `o_proj` and
             of the MLP.
     """
     if not isinstance(llama, CLASSES):
@@ -77,8 +77,10 @@ def convert(
     window = getattr(llama.config, "sliding_window", None)
     if window is not None and window < 2 * chunk_size:
         raise ValueError(f"`chunk_size` is {chunk_size} but must be at most half of the model's window of {window}.")
-    if latent_every < 1:
-        raise ValueError(f"`latent_every` is {latent_every} but must be at least 1, for latents in every layer.")
+    if latent_every < 0:
+        raise ValueError(
+            f"`latent_every` is {latent_every} but must be at least 1, for latents in every layer, or 0 for none."
+        )
     weights = renamed(llama.state_dict())
     config = LatentAttentionConfig(
         **{name: getattr(llama.config, name) for name in SHARED_FIELDS},
@@ -89,7 +91,7 @@ def convert(
         num_latents=num_latents,
         chunk_size=chunk_size,
         num_sink_tokens=num_sink_tokens,
-        layer_pattern=["local"] * (latent_every - 1) + ["both"],
+        layer_pattern=["local"] * (latent_every - 1) + ["both"] if latent_every else ["local"],
         mlp_conv_kernel_size=0,
     )
     model = LatentAttentionForCausalLM(config).to(llama.dtype)
@@ -116,7 +118,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--num_sink_tokens", type=int, default=4, help="first tokens that stay visible, 4 if not given"
     )
-    parser.add_argument("--latent_every", type=int, default=2, help="N: latents in every N-th layer, 2 if not given")
+    parser.add_argument(
+        "--latent_every", type=int, default=2, help="N: latents in every N-th layer, 2 if not given; 0: none"
+    )
     args = parser.parse_args(argv)
     set_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(args.model)  # before anything is written, in case there is none
