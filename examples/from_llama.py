@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-Give a trained Llama, Mistral or Qwen2 a memory of fixed size: its weights, local attention, and latents beside it.
+Give a trained Llama, Mistral, Qwen2 or Qwen3 a memory of fixed size: its weights, local attention, and latents beside it.
 
     python examples/from_llama.py HuggingFaceTB/SmolLM2-135M --output_dir out/converted
     python examples/train.py --model out/converted --output_dir out/tuned --block_size 2048 --learning_rate 1e-4
@@ -33,13 +33,15 @@ from transformers import (
     MistralForCausalLM,
     PreTrainedModel,
     Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
     set_seed,
 )
 
 from modeling_latent import LatentAttentionConfig, LatentAttentionForCausalLM
 
 
-CLASSES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM)  # one architecture, apart from biases and windows
+# One architecture, apart from biases, windows, and norms on queries and keys.
+CLASSES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 SHARED_FIELDS = (
     "vocab_size",
     "hidden_size",
@@ -86,6 +88,7 @@ def convert(
         **{name: getattr(llama.config, name) for name in SHARED_FIELDS},
         head_dim=getattr(llama.config, "head_dim", None),
         attention_bias=any(name.endswith("q_proj.bias") for name in weights),
+        qk_norm=any(name.endswith("q_norm.weight") for name in weights),
         norm_type="rms_norm",
         norm_eps=llama.config.rms_norm_eps,
         num_latents=num_latents,

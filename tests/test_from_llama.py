@@ -28,6 +28,8 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     set_seed,
 )
 
@@ -66,6 +68,7 @@ MODELS = {
     "Llama 3": {"head_dim": 12, "rope_parameters": LLAMA3_ROPE},
     "Mistral": {"config_class": MistralConfig, "model_class": MistralForCausalLM, "sliding_window": 100},
     "Qwen2": {"config_class": Qwen2Config, "model_class": Qwen2ForCausalLM, "tie_word_embeddings": True},
+    "Qwen3": {"config_class": Qwen3Config, "model_class": Qwen3ForCausalLM, "head_dim": 6},
 }
 
 
