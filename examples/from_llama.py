@@ -12,15 +12,15 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-Give a trained Llama, Mistral, Qwen2 or Qwen3 a memory of fixed size: its weights, local attention, and latents beside it.
+Give a trained Llama, Mistral, Qwen2 or Qwen3 a memory of fixed size: its weights, a window, and latents beside it.
 
     python examples/from_llama.py HuggingFaceTB/SmolLM2-135M --output_dir out/converted
-    python examples/train.py --model out/converted --output_dir out/tuned --block_size 2048 --learning_rate 1e-4
+    python examples/distill.py --teacher HuggingFaceTB/SmolLM2-135M --model out/converted --output_dir out/stage1
 
 What tokens read from the latents starts at zero, so the converted model is exactly the old one as long as the
 window holds all tokens: in the first two chunks. Behind them it sees the window and the text's first tokens, called
 sinks, on which attention that was trained without a window rests. It no longer sees what else has left the window, and
-has a somewhat higher loss. Train it on rows of many chunks: there the latents learn what to keep.
+has a somewhat higher loss. distill.py teaches the latents what to keep of it, from the old model itself.
 """
 
 import argparse
