@@ -34,7 +34,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import chat
 from benchmarks import record
 from benchmarks.conversion import __main__ as conversion
-from benchmarks.conversion import measure, recall, report
+from benchmarks.conversion import measure, recall, report, sources
 from test_from_llama import tiny_llama
 from test_heads import word_tokenizer
 
@@ -180,6 +180,19 @@ def test_the_benchmark_goes_on_where_it_stopped_and_reports_every_stage(folder, 
     assert windows[0]["loss"] != windows[1]["loss"]
     assert (tmp_path / "figures" / "conversion_tiny.svg").is_file()
     assert "with latents, after stage 2" in capsys.readouterr().out
+
+
+def test_texts_to_train_on_have_chats_and_no_held_out_document(folder, tmp_path, monkeypatch):
+    documents = [f"the latent reads {index} " * 50 for index in range(50)]
+    monkeypatch.setattr(sources, "all_documents", lambda: Dataset.from_dict({"text": documents}))
+    sources.save_texts(tmp_path, AutoTokenizer.from_pretrained(folder / "LLAMA"), recall_documents=9)
+    train, held_out = (
+        Dataset.from_parquet(str(tmp_path / name))["text"] for name in ("train/train.parquet", "held_out.parquet")
+    )
+    assert sorted([*set(train) & set(documents), *held_out]) == sorted(documents)
+    chats = set(train) - set(documents)
+    assert len(chats) == 9
+    assert all("pass key" in text or "lives in" in text for text in chats)
 
 
 def test_an_answer_is_right_where_greedy_decoding_gives_it(folder):

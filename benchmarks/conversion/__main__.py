@@ -188,10 +188,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("out/conversion"), help="for models and texts")
     args = parser.parse_args(argv)
     form, folder, deadline = FORMS[args.form], args.output_dir / args.form, time.time() + 60 * args.minutes
-    if not (folder / "llama").exists():
+    # Each asks for the file that is written last.
+    if not (folder / "llama" / "tokenizer_config.json").exists():
         save_smollm2(folder / "llama")
     tokenizer = AutoTokenizer.from_pretrained(folder / "llama")
-    if not (folder / "texts").exists():
+    if not (folder / "texts" / "held_out.parquet").exists():
         save_texts(folder / "texts", tokenizer, form["recall_documents"])
     texts = Dataset.from_parquet(str(folder / "texts" / "held_out.parquet"))["text"]
     name = f"conversion_{args.form}"

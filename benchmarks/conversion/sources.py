@@ -52,6 +52,7 @@ def save_texts(folder: Path, tokenizer: PreTrainedTokenizerBase, recall_document
     Documents to train on and held-out ones, in two files; and among the former chats that ask for something that a
     text of them says, which half of a million tokens of speeches and sources hardly ever do.
     """
+    (folder / "train").mkdir(parents=True, exist_ok=True)
     all_documents().to_parquet(folder / "all.parquet")
     documents = load_documents(str(folder / "all.parquet"))
     (folder / "all.parquet").unlink()
@@ -59,7 +60,6 @@ def save_texts(folder: Path, tokenizer: PreTrainedTokenizerBase, recall_document
     chats = [recall_chat(tokenizer, generator.choice(texts), generator) for _ in range(recall_documents)]
     mixed = [*texts, *chats]
     generator.shuffle(mixed)
-    (folder / "train").mkdir(parents=True)
     Dataset.from_dict({"text": mixed}).to_parquet(folder / "train" / "train.parquet")
     documents["validation"].to_parquet(folder / "held_out.parquet")
 
