@@ -46,7 +46,7 @@ FORMS = {
         "block_size": 2048,
         "rows_per_step": 2,
         "steps": {"attention": 400, "logits": 800},  # 1.6 and 3.3 million tokens
-        "learning_rates": {"attention": 3e-4, "logits": 1e-5},
+        "learning_rates": {"attention": 1e-3, "logits": 1e-5},
         "window_dropout": 0.3,
         "recall_documents": 600,  # about 0.6 of 6 million tokens
         "edges": [0, 128, 256, 512, 1024, 2048, 4096, 8191],
@@ -60,7 +60,7 @@ FORMS = {
         "block_size": 128,
         "rows_per_step": 1,
         "steps": {"attention": 2, "logits": 2},
-        "learning_rates": {"attention": 3e-4, "logits": 1e-5},
+        "learning_rates": {"attention": 1e-3, "logits": 1e-5},
         "window_dropout": 0.3,
         "recall_documents": 4,
         "edges": [0, 32, 64, 128],
