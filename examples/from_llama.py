@@ -12,15 +12,15 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-Give a trained Llama, Mistral or Qwen2 a memory of fixed size: its weights, local attention, and latents beside it.
+Give a trained Llama, Mistral, Qwen2 or Qwen3 a memory of fixed size: its weights, a window, and latents beside it.
 
     python examples/from_llama.py HuggingFaceTB/SmolLM2-135M --output_dir out/converted
-    python examples/train.py --model out/converted --output_dir out/tuned --block_size 2048 --learning_rate 1e-4
+    python examples/distill.py --teacher HuggingFaceTB/SmolLM2-135M --model out/converted --output_dir out/stage1
 
 What tokens read from the latents starts at zero, so the converted model is exactly the old one as long as the
 window holds all tokens: in the first two chunks. Behind them it sees the window and the text's first tokens, called
 sinks, on which attention that was trained without a window rests. It no longer sees what else has left the window, and
-has a somewhat higher loss. Train it on rows of many chunks: there the latents learn what to keep.
+has a somewhat higher loss. distill.py teaches the latents what to keep of it, from the old model itself.
 """
 
 import argparse
@@ -33,13 +33,15 @@ from transformers import (
     MistralForCausalLM,
     PreTrainedModel,
     Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
     set_seed,
 )
 
 from modeling_latent import LatentAttentionConfig, LatentAttentionForCausalLM
 
 
-CLASSES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM)  # one architecture, apart from biases and windows
+# One architecture, apart from biases, windows, and norms on queries and keys.
+CLASSES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 SHARED_FIELDS = (
     "vocab_size",
     "hidden_size",
@@ -68,7 +70,7 @@ def convert(
 
     Raises:
         `ValueError`: for a model of another class, for one with a sliding window of less than two chunks, for a
-            `latent_every` of less than 1, and for weights that have no place here, such as the biases of `o_proj` and
+            `latent_every` of less than 0, and for weights that have no place here, such as the biases of `o_proj` and
             of the MLP.
     """
     if not isinstance(llama, CLASSES):
@@ -77,19 +79,22 @@ def convert(
     window = getattr(llama.config, "sliding_window", None)
     if window is not None and window < 2 * chunk_size:
         raise ValueError(f"`chunk_size` is {chunk_size} but must be at most half of the model's window of {window}.")
-    if latent_every < 1:
-        raise ValueError(f"`latent_every` is {latent_every} but must be at least 1, for latents in every layer.")
+    if latent_every < 0:
+        raise ValueError(
+            f"`latent_every` is {latent_every} but must be at least 1, for latents in every layer, or 0 for none."
+        )
     weights = renamed(llama.state_dict())
     config = LatentAttentionConfig(
         **{name: getattr(llama.config, name) for name in SHARED_FIELDS},
         head_dim=getattr(llama.config, "head_dim", None),
         attention_bias=any(name.endswith("q_proj.bias") for name in weights),
+        qk_norm=any(name.endswith("q_norm.weight") for name in weights),
         norm_type="rms_norm",
         norm_eps=llama.config.rms_norm_eps,
         num_latents=num_latents,
         chunk_size=chunk_size,
         num_sink_tokens=num_sink_tokens,
-        layer_pattern=["local"] * (latent_every - 1) + ["both"],
+        layer_pattern=["local"] * (latent_every - 1) + ["both"] if latent_every else ["local"],
         mlp_conv_kernel_size=0,
     )
     model = LatentAttentionForCausalLM(config).to(llama.dtype)
@@ -116,7 +121,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--num_sink_tokens", type=int, default=4, help="first tokens that stay visible, 4 if not given"
     )
-    parser.add_argument("--latent_every", type=int, default=2, help="N: latents in every N-th layer, 2 if not given")
+    parser.add_argument(
+        "--latent_every", type=int, default=2, help="N: latents in every N-th layer, 2 if not given; 0: none"
+    )
     args = parser.parse_args(argv)
     set_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(args.model)  # before anything is written, in case there is none

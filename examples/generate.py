@@ -39,6 +39,11 @@ CONTEXTS = (1_000, 100_000)  # tokens
 PIECE = 4_096  # tokens of one forward
 
 
+def bytes_of(cache: DynamicCache) -> int:
+    tensors = [leaf for layer in cache.layers for leaf in tree_leaves(layer.state)]
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
 def cache_bytes(model: PreTrainedModel, contexts: tuple[int, ...]) -> list[int]:
     """Bytes of a real cache after so many tokens, prefilled in pieces."""
     generator, sizes = torch.Generator().manual_seed(0), []
@@ -48,8 +53,7 @@ def cache_bytes(model: PreTrainedModel, contexts: tuple[int, ...]) -> list[int]:
         input_ids = torch.randint(model.config.vocab_size, (1, missing), generator=generator)  # (1, T)
         for piece in input_ids.split(PIECE, dim=1):
             model(piece.to(model.device), cache=cache, logits_to_keep=1)
-        tensors = [leaf for layer in cache.layers for leaf in tree_leaves(layer.state)]
-        sizes.append(sum(tensor.nbytes for tensor in tensors if tensor is not None))
+        sizes.append(bytes_of(cache))
     return sizes
 
 

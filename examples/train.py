@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from zipfile import is_zipfile
 
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -204,6 +204,11 @@ def tokenize(documents: dict, tokenizer: PreTrainedTokenizerBase) -> dict:
     return {"input_ids": tokenizer(documents["text"], add_special_tokens=False)["input_ids"]}
 
 
+def tokenized(documents: DatasetDict, tokenizer: PreTrainedTokenizerBase) -> DatasetDict:
+    columns = documents["train"].column_names
+    return documents.map(tokenize, batched=True, remove_columns=columns, fn_kwargs={"tokenizer": tokenizer})
+
+
 def pack(documents: dict, eos_token_id: int, block_size: int) -> dict:
     """
     Rows of `block_size` tokens, a document's end after each document.
@@ -218,6 +223,12 @@ def pack(documents: dict, eos_token_id: int, block_size: int) -> dict:
     rest = block_size - len(rows[-1])
     labels = [*rows[:-1], rows[-1] + [-100] * rest]
     return {"input_ids": [*rows[:-1], rows[-1] + [eos_token_id] * rest], "labels": labels}
+
+
+def packed_rows(tokens: DatasetDict, tokenizer: PreTrainedTokenizerBase, block_size: int) -> DatasetDict:
+    """Rows to train on, as `pack` makes them."""
+    settings = {"eos_token_id": tokenizer.eos_token_id, "block_size": block_size}
+    return tokens.map(pack, batched=True, remove_columns=["input_ids"], fn_kwargs=settings)
 
 
 def train(trainer: Trainer, checkpoint: str | None) -> None:
@@ -259,14 +270,8 @@ def main(argv: list[str] | None = None) -> None:
     model = load_model(args, checkpoint)
     tokenizer = load_tokenizer(checkpoint or args.model, documents["train"], model.config.vocab_size)
 
-    columns = documents["train"].column_names
-    tokens = documents.map(tokenize, batched=True, remove_columns=columns, fn_kwargs={"tokenizer": tokenizer})
-    rows = tokens.map(
-        pack,
-        batched=True,
-        remove_columns=["input_ids"],
-        fn_kwargs={"eos_token_id": tokenizer.eos_token_id, "block_size": args.block_size},
-    )
+    tokens = tokenized(documents, tokenizer)
+    rows = packed_rows(tokens, tokenizer, args.block_size)
     validation_texts = documents["validation"]["text"]
     predicted = sum(len(ids) + 1 for ids in tokens["validation"]["input_ids"])
 

@@ -24,9 +24,10 @@ from .configuration_latent import LatentAttentionConfig
 from .layer_state import KeysValues
 
 
-def make_norm(config: LatentAttentionConfig) -> nn.Module:
+def make_norm(config: LatentAttentionConfig, size: int | None = None) -> nn.Module:
+    """A norm over the last `size` numbers, `hidden_size` if it is not given."""
     norm_class = nn.RMSNorm if config.norm_type == "rms_norm" else nn.LayerNorm
-    return norm_class(config.hidden_size, eps=config.norm_eps)
+    return norm_class(size or config.hidden_size, eps=config.norm_eps)
 
 
 def make_linear(in_features: int, out_features: int, bias: bool = False, size: float = 1.0) -> nn.Linear:

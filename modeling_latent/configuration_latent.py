@@ -130,6 +130,8 @@ class LatentAttentionConfig(PreTrainedConfig):
             "rope_theta": 10000.0}` by default. The `rope_type` "llama3" is for weights that were trained with it.
         attention_bias (`bool`, defaults to `False`): Biases on `q_proj`, `k_proj`, `v_proj`; never on `o_proj`,
             so that latents that have read nothing stay as they are.
+        qk_norm (`bool`, defaults to `False`): Norms over the numbers of each head on the queries and keys of local
+            attention, before they are turned, as in Qwen3.
         trained_with (`dict`, defaults to `None`): Not to be set: what of the above the weights were saved with.
             `from_pretrained` warns where it differs from what the model has.
 
@@ -164,6 +166,7 @@ class LatentAttentionConfig(PreTrainedConfig):
     norm_type: str = "layer_norm"
     norm_eps: float = 1e-5
     attention_bias: bool = False
+    qk_norm: bool = False
     attention_dropout: int | float = 0.0
     max_chunk_repeats: int | float = 1
     rope_parameters: dict | None = None
@@ -331,6 +334,8 @@ class LatentAttentionConfig(PreTrainedConfig):
         for attention in attentions:
             plan |= {f"{attention}.{name}": "colwise" for name in ("q_proj", "k_proj", "v_proj")}
             plan[f"{attention}.o_proj"] = "rowwise"
+        if self.qk_norm:  # the same for every head, so that each process has the gradients of its own heads only
+            plan |= {f"local_attention.{name}": "replicated_with_grad_allreduce" for name in ("q_norm", "k_norm")}
         return {f"layers.*.{name}": style for name, style in plan.items()}
 
     # `DynamicCache(config=...)` looks up the cache layers under this name. It is no field: `Trainer` resumes by

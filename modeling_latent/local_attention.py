@@ -17,8 +17,9 @@ import math
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
-from .attention import MultiHeadAttention, attention_mask_of, branch_size
+from .attention import MultiHeadAttention, attention_mask_of, branch_size, make_norm
 from .chunk_layout import GridLayout, StepLayout
 from .configuration_latent import LatentAttentionConfig
 from .layer_state import KeysValues, map_tensors, update_rows
@@ -142,6 +143,9 @@ class LocalAttention(MultiHeadAttention):
 
     def __init__(self, config: LatentAttentionConfig):
         super().__init__(config, output_size=branch_size(config))
+        self.q_norm, self.k_norm = (
+            make_norm(config, config.head_dim) if config.qk_norm else nn.Identity() for _ in range(2)
+        )
 
     def forward(
         self,
@@ -162,9 +166,10 @@ class LocalAttention(MultiHeadAttention):
             As `hidden_states`; the weights; and the windows that were attended to, `(R, N, Hkv, S + 2C, d)`, or after
             a step the window, `(B, Hkv, S + 2C, d)`.
         """
-        queries = rotate(self.queries(hidden_states), position_embeddings.own)  # (R, N, H, C, d) or (B, H, 1, d)
-        new = self.keys_values(hidden_states)
-        new = new._replace(keys=rotate(new.keys, position_embeddings.own))  # (R, N, Hkv, C, d) or (B, Hkv, 1, d)
+        queries = self.q_norm(self.queries(hidden_states))  # (R, N, H, C, d) or (B, H, 1, d)
+        queries = rotate(queries, position_embeddings.own)
+        new = self.keys_values(hidden_states)  # (R, N, Hkv, C, d) or (B, Hkv, 1, d)
+        new = new._replace(keys=rotate(self.k_norm(new.keys), position_embeddings.own))
         if isinstance(layout, StepLayout):
             window = self.write_step(new, layout, position_embeddings, cached)
         elif self.config.is_causal:

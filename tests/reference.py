@@ -80,6 +80,8 @@ def attend(weights: dict, queries, keys, settings, reads, position=None):
             scores, values = [], []
             for s in reads(i):
                 q_i, k_s = q[i, mine], k[s, theirs]
+                if "q_norm.weight" in weights:  # with `qk_norm`, local attention has them
+                    q_i, k_s = norm(weights, "q_norm", q_i, settings), norm(weights, "k_norm", k_s, settings)
                 if position is not None:
                     q_position, k_position = position(i, s)
                     rope = settings.rope_parameters

@@ -242,6 +242,7 @@ UNUSUAL = {
     "norm_type": "rms_norm",
     "norm_eps": 1e-3,
     "attention_bias": True,
+    "qk_norm": True,
     "attention_dropout": 0.25,
     "rope_parameters": LLAMA3_ROPE,
     "initializer_range": 0.01,

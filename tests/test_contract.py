@@ -55,6 +55,7 @@ MODELS = {
     "chunks of one token with a sink": {"chunk_size": 1, "num_sink_tokens": 1},
     "chunks of five tokens, one latent": {"chunk_size": 5, "num_latents": 1},
     "rms norm, biases": {"norm_type": "rms_norm", "attention_bias": True},
+    "norms on queries and keys": {"norm_type": "rms_norm", "qk_norm": True, "num_sink_tokens": 2},
 }
 every_model = pytest.mark.parametrize("overrides", MODELS.values(), ids=MODELS.keys())
 

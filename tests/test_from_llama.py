@@ -28,6 +28,8 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     set_seed,
 )
 
@@ -66,6 +68,7 @@ MODELS = {
     "Llama 3": {"head_dim": 12, "rope_parameters": LLAMA3_ROPE},
     "Mistral": {"config_class": MistralConfig, "model_class": MistralForCausalLM, "sliding_window": 100},
     "Qwen2": {"config_class": Qwen2Config, "model_class": Qwen2ForCausalLM, "tie_word_embeddings": True},
+    "Qwen3": {"config_class": Qwen3Config, "model_class": Qwen3ForCausalLM, "head_dim": 6},
 }
 
 
@@ -115,7 +118,7 @@ def test_it_is_the_llama_whose_attention_sees_only_window_and_sinks(overrides, s
     assert (logits - full)[:, 2 * CHUNK :].abs().amax(-1).min() > 1e-3
 
 
-@pytest.mark.parametrize(("every", "with_latents"), [(1, [0, 1, 2]), (2, [1]), (3, [2])])
+@pytest.mark.parametrize(("every", "with_latents"), [(0, []), (1, [0, 1, 2]), (2, [1]), (3, [2])])
 def test_latents_are_in_every_so_many_layers(every, with_latents):
     layers = converted(tiny_llama(), latent_every=every).model.layers
     assert [index for index, layer in enumerate(layers) if hasattr(layer, "latent_attention")] == with_latents
@@ -211,8 +214,8 @@ def test_what_does_not_fit_is_refused():
     scaled = tiny_llama(rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 100.0})
     with pytest.raises(ValueError, match="`rope_parameters` is .* must be"):
         converted(scaled)
-    with pytest.raises(ValueError, match="`latent_every` is 0 but must be at least 1"):
-        converted(tiny_llama(), latent_every=0)
+    with pytest.raises(ValueError, match="`latent_every` is -1 but must be at least 1"):
+        converted(tiny_llama(), latent_every=-1)
     narrow = tiny_llama(MistralConfig, MistralForCausalLM, sliding_window=2 * CHUNK - 1)
     with pytest.raises(ValueError, match="`chunk_size` is 4 but must be at most half of the model's window of 7"):
         converted(narrow)

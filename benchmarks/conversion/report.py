@@ -1,0 +1,105 @@
+# Copyright 2026 The Latent Attention Authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The table and the figure of results/conversion_*.json: `python -m benchmarks.conversion.report`."""
+
+import json
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure  # not pyplot, which may look for a screen
+
+from benchmarks import record
+
+from .recall import KINDS
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "conversion.md"
+FIGURES = Path(__file__).parents[1] / "figures"
+STYLE = {"svg.fonttype": "path", "svg.hashsalt": "latent attention"}  # the same numbers give the same file
+
+
+def load(name: str) -> dict | None:
+    file = record.RESULTS / f"{name}.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def markdown(rows: list[list[str]]) -> str:
+    head, *body = rows
+    line = ["---"] + ["---:"] * (len(head) - 1)
+    return "".join(f"| {' | '.join(row)} |\n" for row in [head, line, *body])
+
+
+def loss_table(result: dict) -> str:
+    """Nats per token, by position."""
+    edges = result["form"]["edges"]
+    head = ["nats per token"] + [f"{start:,}–{stop:,}" for start, stop in zip(edges, edges[1:], strict=False)]
+    return markdown([head] + [[name, *(f"{x:.3f}" for x in of["loss"])] for name, of in result["models"].items()])
+
+
+def recall_table(result: dict) -> str:
+    """Share of right answers, and nats per token of the answer."""
+    columns = [(kind, str(length)) for kind in KINDS for length in result["form"]["lengths"]]
+    head = ["right answers (nats per token)"] + [f"{kind}, {int(length):,}" for kind, length in columns]
+    rows = []
+    for name, of in result["models"].items():
+        cells = [of["recall"][kind][length] for kind, length in columns]
+        rows.append([name, *(f"{cell['right']:.2f} ({cell['nats']:.2f})" for cell in cells)])
+    return markdown([head, *rows])
+
+
+def caption(result: dict) -> str:
+    form, environment = result["form"], result["environment"]
+    tokens = {stage: steps * form["rows_per_step"] * form["block_size"] for stage, steps in form["steps"].items()}
+    return (
+        f"Chunks of {form['chunk_size']} tokens, latents in one of every {form['latent_every']} layers; "
+        f"{tokens['attention'] / 1e6:.1f} million tokens in stage 1, {tokens['logits'] / 1e6:.1f} million in stage 2; "
+        f"{form['documents']} held-out documents. {environment['device']}, torch {environment['torch']}, transformers "
+        f"{environment['transformers']}, {environment['date']}, {record.code_at([environment['revision']])}.\n"
+    )
+
+
+def draw(result: dict) -> Figure:
+    """Loss against position, a line a model."""
+    edges = result["form"]["edges"]
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
+    for name, of in result["models"].items():
+        axes.plot(edges[1:], of["loss"], "o-", label=name, markersize=4)
+    axes.set(xlabel="tokens read, up to", ylabel="nats per token", xscale="log")
+    axes.set_xticks(edges[1:], [f"{edge:,}" for edge in edges[1:]])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return figure
+
+
+def main(name: str = "conversion_full") -> None:
+    """Print the tables; those of the full form go into the page, too, and its figure beside the others."""
+    result = load(name)
+    if result is None:
+        raise SystemExit(f"{record.RESULTS / name}.json is not there yet: `make convert` writes it.")
+    tables = f"{caption(result)}\n{loss_table(result)}\n{recall_table(result)}"
+    print(tables)
+    with matplotlib.rc_context(STYLE):
+        figure = draw(result)
+        FIGURES.mkdir(exist_ok=True)
+        figure.savefig(FIGURES / f"{name}.svg", metadata={"Date": None})
+        figure.savefig(FIGURES / f"{name}.png", dpi=200, metadata={"Software": None})
+    if name == "conversion_full":
+        page = record.fill_in(PAGE.read_text(encoding="utf-8"), "conversion", tables)
+        PAGE.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
