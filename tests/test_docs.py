@@ -30,13 +30,11 @@ from test_heads import word_tokenizer
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXPORT = ROOT / "docs" / "export.md"  # deep_docs.py runs its code, which takes a minute
-PROGRAMS = {"examples/train.py": "train", "examples/visualize.py": "visualize", "examples/from_llama.py": "from_llama"}
-PROGRAMS |= {"hub_upload.py": "hub_upload"}
+PROGRAMS = {"examples/train.py": "train", "examples/visualize.py": "visualize", "hub_upload.py": "hub_upload"}
 # What makes a command short enough for a test; the last of two equal flags counts.
 SHORTER = {
     "train": "--dataset texts --max_steps 2 --save_steps 1 --block_size 16 --use_cpu --report_to none",
     "visualize": "--output_dir out/attention",
-    "from_llama": "--chunk_size 8",
     "hub_upload": "",
 }
 
@@ -57,15 +55,12 @@ def having(language: str):
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch) -> Path:
-    """A folder with tiny stand-ins for what the commands name: a checkpoint, a configuration, a Llama and texts."""
+    """A folder with tiny stand-ins for what the commands name: a checkpoint, a configuration and texts."""
     tokenizer = word_tokenizer()
     tokenizer.eos_token = tokenizer.pad_token
     config = tiny_config(vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0, pad_token_id=1)
-    shape = {name: getattr(config, name) for name in ("vocab_size", "hidden_size", "intermediate_size")}
-    llama = LlamaConfig(**shape, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
-    for folder, of in (("out/demo", config), ("HuggingFaceTB/SmolLM2-135M", llama)):
-        AutoModelForCausalLM.from_config(of).save_pretrained(tmp_path / folder)
-        tokenizer.save_pretrained(tmp_path / folder)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "out" / "demo")
+    tokenizer.save_pretrained(tmp_path / "out" / "demo")
     settings = {**tiny_config(vocab_size=300, bos_token_id=0, eos_token_id=0, pad_token_id=1).to_dict(), "dtype": None}
     settings.pop("auto_map")  # a configuration's folder has no code
     (tmp_path / "configuration" / "latent-tiny").mkdir(parents=True)
