@@ -57,7 +57,8 @@ quality-gpu: $(VENV)/test.stamp
 test: lint chromium
 	$(PYTHON) -m pytest tests
 
-# What takes minutes more than a change is worth, for before a release: every export that the library can make.
+# What takes minutes more than a change is worth, for before a release: every export that the library can make, and many
+# random histories of caches and users, others each time.
 test-deep: $(VENV)/test.stamp
 	$(PYTHON) -m pytest tests/deep_*.py
 

@@ -47,7 +47,7 @@ class Mistake(NamedTuple):
     make: Callable[[], object]
     shown: str = ""  # how the error has to show the value, where it does
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return f"{self.where}, {self.name}={described(self.value)}"
 
 

@@ -63,7 +63,7 @@ WAYS_TO_GENERATE = [
 
 def head_model(head, **overrides):
     """With random weights of visible size, in float64."""
-    settings = {"num_labels": NUM_LABELS, "is_causal": HEADS[head][0], **overrides}
+    settings = {"num_labels": NUM_LABELS, "is_causal": HEADS[head][0], "classifier_dropout": 0.0, **overrides}
     return randomize(head.from_config(tiny_config(**settings))).double().eval()
 
 
@@ -183,8 +183,9 @@ class UserMachine(RuleBasedStateMachine):
     )
     def generate(self, texts, way, new, as_embeddings):
         """Greedily, so that every token is the likeliest after a forward of all before it alone."""
-        if "prompt_lookup_num_tokens" in way:
-            texts, as_embeddings = texts[:1], False  # as the library has it
+        # The library looks up a single row, and does both of these with ids alone.
+        texts = texts[:1] if "prompt_lookup_num_tokens" in way else texts
+        as_embeddings = as_embeddings and not way.keys() & {"prompt_lookup_num_tokens", "prefill_chunk_size"}
         width = max(map(len, texts))
         ids, real = batch_of(texts, [[True] * (width - len(text)) for text in texts])
         common = {"attention_mask": real.long(), "max_new_tokens": new, "do_sample": False, "pad_token_id": 0}
