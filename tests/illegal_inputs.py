@@ -232,18 +232,18 @@ def filled_cache(**overrides) -> DynamicCache:
 
 
 def mistakes_of_caches() -> Iterator[Mistake]:
-    model = tiny_model()
+    model, filled = tiny_model(), filled_cache()
     for overrides in OTHER_MODELS:
         cache = filled_cache(**overrides)
         yield Mistake("a cache of another model", "cache", overrides, partial(model, IDS, cache=cache))
     for rows in (1, 3):
-        refused = partial(model, random_ids(rows, 2), cache=filled_cache())
+        refused = partial(model, random_ids(rows, 2), cache=filled)
         yield Mistake("a cache of other rows", "cache", rows, refused)
     for name, value in each_value(BAD_BESIDE_A_CACHE):
-        refused = partial(model, IDS, cache=filled_cache(), **{name: value})
+        refused = partial(model, IDS, cache=filled, **{name: value})
         yield Mistake("beside a cache", name, value, refused)
     for value in (1, 3, 0.5, -0.5, -1.5, "1", None, True, [1]):
-        yield Mistake("a cache", "crop", value, partial(filled_cache().crop, value))
+        yield Mistake("a cache", "crop", value, partial(filled.crop, value))
     for value in ("bfloat16", 5, None):
         yield Mistake("state_bytes", "dtype", value, partial(tiny_config().state_bytes, 1, value))
 

@@ -37,6 +37,7 @@ from transformers import (
 from cache_machine import configurations
 from common import CLOSE, SIZES, random_ids, randomize, tiny_config
 from illegal_inputs import mistakes_of_forwards, what_is_wrong
+from test_contract import tensors
 
 
 HEADS = {  # and in which directions each reads
@@ -51,6 +52,7 @@ VOCABULARY, NUM_LABELS = SIZES["vocab_size"], 3
 PROBE = random_ids(1, 11)
 TEXTS = st.lists(st.integers(2, VOCABULARY - 1), min_size=1, max_size=9)
 MASK_DTYPES = st.sampled_from([torch.long, torch.bool, torch.int32, torch.uint8, torch.float32, torch.float64])
+ASKED_FOR = st.dictionaries(st.sampled_from(["output_attentions", "output_hidden_states", "use_cache"]), st.booleans())
 WAYS_TO_GENERATE = [
     {},
     {"use_cache": False},
@@ -108,11 +110,13 @@ class UserMachine(RuleBasedStateMachine):
     def as_inputs(self, ids: torch.Tensor, as_embeddings: bool) -> dict:
         return {"inputs_embeds": self.model.get_input_embeddings()(ids)} if as_embeddings else {"input_ids": ids}
 
-    @rule(batch=batches(), dtype=MASK_DTYPES, as_embeddings=st.booleans())
-    def read_rows(self, batch, dtype, as_embeddings):
+    @rule(batch=batches(), dtype=MASK_DTYPES, as_embeddings=st.booleans(), more=ASKED_FOR)
+    def read_rows(self, batch, dtype, as_embeddings, more):
         texts, ids, real = batch
         with torch.no_grad():
-            given = answers(self.model(**self.as_inputs(ids, as_embeddings), attention_mask=real.to(dtype)))
+            outputs = self.model(**self.as_inputs(ids, as_embeddings), attention_mask=real.to(dtype), **more)
+        assert all(tensor.isfinite().all() for tensor in tensors(dict(outputs)))
+        given = answers(outputs)
         for row, text in enumerate(texts):
             of_row = given[row] if given.ndim == 2 else given[row, real[row]]
             torch.testing.assert_close(of_row, self.alone(text), **CLOSE)
