@@ -251,8 +251,8 @@ class CacheMachine(RuleBasedStateMachine):
         self.held = Held(self.held.cache, recording=self.held.recording)
 
     @rule()
-    def copy(self):
-        """Go on with a copy. What happens to one of the two must not happen to the other, see `exchange`."""
+    def go_on_with_a_copy(self):
+        """What happens to one of the two must not happen to the other, see `exchange`."""
         self.other = self.held
         self.held = copy.deepcopy(self.held)
 
