@@ -21,5 +21,5 @@ from user_machine import UserMachine
 
 def test_a_user_gets_right_numbers_whatever_came_before():
     """A failure is printed with the fewest calls that show it, to be made a test of its own."""
-    many = settings(max_examples=1000, stateful_step_count=15, deadline=None, database=None)
+    many = settings(UserMachine.TestCase.settings, max_examples=1000, stateful_step_count=15, database=None)
     run_state_machine_as_test(UserMachine, settings=many)

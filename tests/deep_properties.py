@@ -21,5 +21,5 @@ from cache_machine import CacheMachine
 
 def test_a_cache_stands_for_the_texts_of_its_rows_whatever_is_done_to_it():
     """A failure is printed with the fewest calls that show it, to be made a test of its own."""
-    many = settings(max_examples=1500, stateful_step_count=20, deadline=None, database=None)
+    many = settings(CacheMachine.TestCase.settings, max_examples=1500, stateful_step_count=20, database=None)
     run_state_machine_as_test(CacheMachine, settings=many)

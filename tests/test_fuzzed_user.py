@@ -47,5 +47,7 @@ def test_mistakes_with_layers_caches_and_methods_are_refused(mistakes):
 
 
 def test_a_user_gets_right_numbers_whatever_came_before():
-    few = settings(max_examples=50, stateful_step_count=12, deadline=None, derandomize=True, database=None)
+    few = settings(
+        UserMachine.TestCase.settings, max_examples=50, stateful_step_count=12, derandomize=True, database=None
+    )
     run_state_machine_as_test(UserMachine, settings=few)

@@ -20,5 +20,7 @@ from cache_machine import CacheMachine
 
 
 def test_a_cache_stands_for_the_texts_of_its_rows_whatever_is_done_to_it():
-    few = settings(max_examples=80, stateful_step_count=12, deadline=None, derandomize=True, database=None)
+    few = settings(
+        CacheMachine.TestCase.settings, max_examples=80, stateful_step_count=12, derandomize=True, database=None
+    )
     run_state_machine_as_test(CacheMachine, settings=few)
