@@ -300,10 +300,12 @@ def check_packing(position_ids, cu_seq_lens_q, seq_idx, batch_shape: tuple[int, 
                 f"`{name}` is {shape_of(numbers)} but must be a tensor of shape {shapes[0]} as the tokens are, or of "
                 f"shape {shapes[1]} for all rows."
             )
-    if cu_seq_lens_q is not None and len(tensor_shape(cu_seq_lens_q) or ()) != 1:
+    if cu_seq_lens_q is None:
+        return
+    if len(tensor_shape(cu_seq_lens_q) or ()) != 1 or cu_seq_lens_q.is_floating_point():
         raise ValueError(
-            f"`cu_seq_lens_q` is {shape_of(cu_seq_lens_q)} but must be a tensor of shape (sequences + 1,): where each "
-            "sequence starts, and where the last one ends."
+            f"`cu_seq_lens_q` is {described(cu_seq_lens_q)} but must be integers of shape (sequences + 1,): where "
+            "each sequence starts, and where the last one ends."
         )
 
 

@@ -19,7 +19,8 @@ Left out is what every model of the library takes as this one does, where a chec
 the library's: ids outside of the vocabulary, `input_ids` that are a list or floats, labels outside of the classes or
 of -100 alone, a negative `logits_to_keep`, a `num_items_in_batch` of 0, embeddings of another dtype than the weights,
 rows of a cache that are not there, and what `generate()` and `resize_token_embeddings` read themselves. Nor is a mask
-beside a cache wrong that is wider than past and new tokens, as its last columns count.
+beside a cache wrong that is wider than past and new tokens, as its last columns count; and `new_chunk_rows` is what
+`generate()` alone passes, to wait for nothing.
 """
 
 import json
@@ -167,7 +168,8 @@ BAD_ARGUMENTS = {
     "attention_mask": [*NO_TENSORS, *OTHER_SHAPES, -ones(ROWS, TOKENS), ones(ROWS, TOKENS) / 2, NUMBERED_DOWN],
     "position_ids": [*NO_TENSORS, *OTHER_SHAPES],
     "seq_idx": [*NO_TENSORS, *OTHER_SHAPES],
-    "cu_seq_lens_q": [*NO_TENSORS, ones(ROWS, TOKENS), torch.tensor(3), torch.tensor([0, TOKENS])],  # of one row only
+    "cu_seq_lens_q": [*NO_TENSORS, ones(ROWS, TOKENS), torch.tensor(3), torch.tensor([0, 2.5, TOKENS])]
+    + [torch.tensor([0, TOKENS])],  # places in one row, and here are two
     "cache": [5, "dynamic", True, ((EMBEDS, EMBEDS),), [EMBEDS]],
 }
 BAD_INPUTS = [
