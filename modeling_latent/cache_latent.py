@@ -120,11 +120,12 @@ class LatentAttentionCacheLayer(CacheLayerMixin):
         Forget the last `-tokens_to_remove` tokens exactly, as if they had never been seen.
 
         Raises:
-            `ValueError`: for a positive number; `RuntimeError`: for more tokens than were recorded.
+            `ValueError`: for anything but a negative integer or 0; `RuntimeError`: for more tokens than were recorded.
         """
-        if tokens_to_remove > 0:
+        is_integer = hasattr(tokens_to_remove, "__index__")  # of numpy and torch, too
+        if not is_integer or tokens_to_remove > 0:
             raise ValueError(
-                f"`crop` takes a number of tokens to remove, as a negative integer, not {tokens_to_remove}."
+                f"`crop` takes a number of tokens to remove, as a negative integer, not {tokens_to_remove!r}."
             )
         left = -tokens_to_remove
         if left > sum(past.tokens for past in self.history):

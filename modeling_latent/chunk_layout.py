@@ -202,7 +202,8 @@ def step_layout(tokens_seen: torch.Tensor, chunk_size: int, new_chunk_rows: torc
         rows = torch.arange(tokens_seen.shape[0], device=tokens_seen.device)
         new_chunk_rows = rows if compiling else enters_chunk.nonzero()[:, 0]
     chunk_index = (tokens_seen // chunk_size)[:, None]
-    return StepLayout(tokens_seen, slot, new_chunk_rows, enters_chunk[new_chunk_rows], chunk_index)
+    # A copy: what a static cache holds is written in place by its first layer, before the others have read it.
+    return StepLayout(tokens_seen.clone(), slot, new_chunk_rows, enters_chunk[new_chunk_rows], chunk_index)
 
 
 def running_max(values: torch.Tensor) -> torch.Tensor:

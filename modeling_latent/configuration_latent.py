@@ -193,11 +193,7 @@ class LatentAttentionConfig(PreTrainedConfig):
             )
         self._take_older_pattern(kwargs)
         self.dtype = self.dtype or kwargs.pop("torch_dtype", None)  # the older name
-        self._require(
-            not isinstance(self.dtype, str) or isinstance(getattr(torch, self.dtype, None), torch.dtype),
-            "dtype",
-            'a dtype of torch or its name, such as "bfloat16", "float16" or "float32"',
-        )
+        self.validate_dtype()
         # What a checkpoint says is overwritten: entries read from the Hub carry the name of the repository that they
         # were read from, and a copy saved elsewhere must point to its own code.
         kwargs.pop("auto_map", None)
@@ -208,6 +204,10 @@ class LatentAttentionConfig(PreTrainedConfig):
         older = {name: kwargs.pop(name) for name in ("rope_theta", "partial_rotary_factor") if name in kwargs}
         plain = {"rope_type": "default", "rope_theta": self.default_theta}
         scaled = kwargs.pop("rope_scaling", None) or {}
+        if not isinstance(scaled, dict):
+            raise ValueError(
+                f"`rope_scaling`, the older name of `rope_parameters`, is {scaled!r} but must be a dictionary."
+            )
         self.rope_parameters = {**plain, **scaled, **older, **(self.rope_parameters or {})}
         self.validate_rope()
         if self.rope_parameters["rope_type"] == "llama3":
@@ -263,6 +263,14 @@ class LatentAttentionConfig(PreTrainedConfig):
 
     def standardize_rope_params(self):
         """Nothing is left to do; the library would ask for a maximum length, which there is not."""
+
+    def validate_dtype(self):
+        dtype = getattr(torch, self.dtype, None) if isinstance(self.dtype, str) else self.dtype
+        self._require(
+            self.dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point),
+            "dtype",
+            'a dtype of torch for floating point or its name, such as "bfloat16", "float16" or "float32"',
+        )
 
     def validate_rope(self):
         numbers = dict(self.rope_parameters or {})
@@ -348,7 +356,7 @@ class LatentAttentionConfig(PreTrainedConfig):
     def layer_types(self, value: list[str]):
         if value != self.layer_types:
             raise ValueError(
-                f'`layer_types` is {value} but must be "{self.model_type}" once for each of the '
+                f'`layer_types` is {value!r} but must be "{self.model_type}" once for each of the '
                 f"{self.num_hidden_layers} layers."
             )
 
@@ -357,6 +365,8 @@ class LatentAttentionConfig(PreTrainedConfig):
 
     def state_bytes(self, batch_size: int = 1, dtype: torch.dtype = torch.bfloat16) -> int:
         """Bytes of the whole cache of a model that computes in `dtype`, however many tokens the cache has seen."""
+        if not isinstance(dtype, torch.dtype):
+            raise TypeError(f"`dtype` is {dtype!r} but must be a dtype of torch, such as `torch.bfloat16`.")
         size, statistics_size = dtype.itemsize, max(dtype.itemsize, torch.float32.itemsize)
         token = 2 * self.num_key_value_heads * self.head_dim * size  # keys and values of one token or latent
         window = (self.num_sink_tokens + 2 * self.chunk_size) * token
@@ -369,6 +379,12 @@ class LatentAttentionConfig(PreTrainedConfig):
         parts = {"local": window, "latent": memory, "both": window + memory}
         tokens_seen = torch.int64.itemsize
         return batch_size * sum(parts[kind] + mlp_conv + tokens_seen for kind in self.layer_kinds)
+
+
+def check_config(config) -> None:
+    """Check that it is the configuration of such a model. Its class may be that of another copy of this code."""
+    if getattr(config, "model_type", None) != LatentAttentionConfig.model_type:
+        raise TypeError(f"`config` is of type {type(config).__name__} but must be a `LatentAttentionConfig`.")
 
 
 LatentAttentionConfig.register_for_auto_class()

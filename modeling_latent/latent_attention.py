@@ -21,7 +21,7 @@ from transformers import initialization as init
 
 from .attention import MultiHeadAttention, apply_linear, attention_mask_of, branch_size, make_norm
 from .chunk_layout import GridLayout, StepLayout, bidirectional_layout, grid_layout
-from .configuration_latent import LatentAttentionConfig
+from .configuration_latent import LatentAttentionConfig, check_config
 from .layer_state import KeysValues, MemoryGrid, MemoryState, map_tensors, update_rows
 from .model_inputs import check_attention_mask, check_tokens
 from .prefix_statistics import (
@@ -74,6 +74,7 @@ class ChunkedLatentAttention(nn.Module):
 
     def __init__(self, config: LatentAttentionConfig):
         super().__init__()
+        check_config(config)
         self.config = config
         self.latents = nn.Parameter(torch.empty(config.num_latents, config.hidden_size))  # (M, D)
         self.token_norm, self.latent_norm = make_norm(config), make_norm(config)
@@ -245,7 +246,7 @@ class LatentAttention(ChunkedLatentAttention):
         Raises:
             `ValueError`: for hidden states that are not `(B, T, D)` or have no token, and a mask that is not `(B, T)`.
         """
-        check_tokens(hidden_states)
+        check_tokens(hidden_states, self.config.hidden_size)
         valid = check_attention_mask(attention_mask, hidden_states, continued=False)
         make_layout = grid_layout if self.config.is_causal else bidirectional_layout
         layout = make_layout(hidden_states.shape[:2], self.config.chunk_size, hidden_states.device, valid)

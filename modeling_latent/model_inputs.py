@@ -66,9 +66,14 @@ class TokensSeen(NamedTuple):
         return len(self.counts) == tokens.shape[0] and same_rows and same_length
 
 
-def check_tokens(hidden_states: torch.Tensor) -> None:
+def check_tokens(hidden_states: torch.Tensor, hidden_size: int) -> None:
     """That `hidden_states` are `(B, T, D)`, and that there are any."""
-    shape = tuple(hidden_states.shape)
+    shape = tensor_shape(hidden_states)
+    if shape is None or shape[-1:] != (hidden_size,):
+        raise ValueError(
+            f"The input is {shape_of(hidden_states)} but must be a tensor of shape (batch, tokens, {hidden_size}), as "
+            f"`hidden_size` is {hidden_size}."
+        )
     if len(shape) != 3:
         raise ValueError(
             f"The input is of shape {shape[:-1]}, or as embeddings {shape}, but must be (batch, tokens): put a single "
@@ -128,12 +133,12 @@ def read_mask(attention_mask, inputs_embeds, continued: bool) -> tuple[torch.Ten
     if attention_mask is None:
         return None, None
     batch, length = inputs_embeds.shape[:2]
-    shape = tuple(getattr(attention_mask, "shape", ()))
+    shape = tensor_shape(attention_mask) or ()
     if len(shape) != 2 or shape[0] != batch or shape[1] < length or (shape[1] > length and not continued):
         raise ValueError(
-            f"`attention_mask` is of shape {shape} but must be 2-D, {(batch, length)}, or with a cache cover the "
-            "past, too: 0 for padding, 1 for tokens. What may attend to what follows from the chunks and can't be "
-            "changed by a 4-D mask; to keep packed documents apart pass `position_ids` that restart at 0, or "
+            f"`attention_mask` is {shape_of(attention_mask)} but must be 2-D, {(batch, length)}, or with a cache "
+            "cover the past, too: 0 for padding, 1 for tokens. What may attend to what follows from the chunks and "
+            "can't be changed by a 4-D mask; to keep packed documents apart pass `position_ids` that restart at 0, or "
             "`cu_seq_lens_q`."
         )
     new = attention_mask[:, -length:]
@@ -212,7 +217,7 @@ def labels_to_divide_by(num_items_in_batch, labels: torch.Tensor, kept: torch.Te
 
 def check_labels(labels, batch_shape: tuple[int, int]) -> None:
     """Check that there is the number of a class for each token."""
-    if getattr(labels, "dtype", None) not in (torch.long, torch.uint8) or labels.shape != batch_shape:
+    if tensor_shape(labels) != tuple(batch_shape) or labels.dtype not in (torch.long, torch.uint8):
         raise ValueError(
             f"`labels` is {described(labels)} but must be torch.long of shape {tuple(batch_shape)}: for each token "
             "that has logits the number of a class, or -100 for none. Other types become so by `labels.long()`."
@@ -221,12 +226,12 @@ def check_labels(labels, batch_shape: tuple[int, int]) -> None:
 
 def check_labels_of_rows(labels, rows: int, config: LatentAttentionConfig) -> None:
     """Check that labels are of the type and size that the library's loss of sequence classification takes."""
-    kind, dtype = config.problem_type, getattr(labels, "dtype", None)
+    kind, dtype = config.problem_type, labels.dtype if isinstance(labels, torch.Tensor) else None
     is_float = dtype is not None and dtype.is_floating_point
     size, fits = rows * config.num_labels, is_float or kind == "regression" or config.num_labels == 1
     if kind == "single_label_classification" or (kind is None and config.num_labels > 1 and not is_float):
         size, fits = rows, dtype == torch.long
-    if not fits or labels.numel() != size:
+    if dtype is None or not fits or labels.numel() != size:
         raise ValueError(
             f"`labels` is {described(labels)}, but for `num_labels` {config.num_labels} and `problem_type` {kind!r} "
             f"must be torch.long of shape {(rows,)}, the number of a class for each row; or for several labels at "
@@ -261,13 +266,13 @@ def restarts(position_ids: torch.Tensor, valid: torch.Tensor | None, first: bool
     return starts if valid is None else starts & valid
 
 
-def check_places(**positions) -> None:
-    """Check that the places of an answer's start and end are integers."""
+def check_places(rows: int, **positions) -> None:
+    """Check that the places of an answer's start and end are integers, one for each row."""
     for name, places in positions.items():
-        if getattr(places, "dtype", None) != torch.long:
+        if tensor_shape(places) not in ((rows,), (rows, 1)) or places.dtype != torch.long:
             raise ValueError(
-                f"`{name}` is {described(places)} but must be torch.long of shape (batch,): for each row the place of "
-                "a token."
+                f"`{name}` is {described(places)} but must be torch.long of shape {(rows,)}: for each row the place "
+                "of a token."
             )
 
 
@@ -290,20 +295,26 @@ def check_packing(position_ids, cu_seq_lens_q, seq_idx, batch_shape: tuple[int, 
     """The shapes of what tells packed sequences apart."""
     shapes = batch_shape, (1, batch_shape[1])
     for name, numbers in {"position_ids": position_ids, "seq_idx": seq_idx}.items():
-        if numbers is not None and tuple(getattr(numbers, "shape", ())) not in shapes:
+        if numbers is not None and tensor_shape(numbers) not in shapes:
             raise ValueError(
                 f"`{name}` is {shape_of(numbers)} but must be a tensor of shape {shapes[0]} as the tokens are, or of "
                 f"shape {shapes[1]} for all rows."
             )
-    if cu_seq_lens_q is not None and getattr(cu_seq_lens_q, "ndim", 0) != 1:
+    if cu_seq_lens_q is None:
+        return
+    if len(tensor_shape(cu_seq_lens_q) or ()) != 1 or cu_seq_lens_q.is_floating_point():
         raise ValueError(
-            f"`cu_seq_lens_q` is {shape_of(cu_seq_lens_q)} but must be a tensor of shape (sequences + 1,): where each "
-            "sequence starts, and where the last one ends."
+            f"`cu_seq_lens_q` is {described(cu_seq_lens_q)} but must be integers of shape (sequences + 1,): where "
+            "each sequence starts, and where the last one ends."
         )
 
 
+def tensor_shape(value) -> tuple[int, ...] | None:
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else None
+
+
 def shape_of(value) -> str:
-    return f"of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
+    return f"of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"of type {type(value).__name__}"
 
 
 def described(value) -> str:

@@ -78,7 +78,7 @@ from .cache_latent import add_layers
 from .cache_name import CACHE_NAME, cache_of, one_cache, refuse_other_names
 from .checkpoint_files import copy_code_above, replaced_when_complete, replaces_alone, what_is_wrong_with
 from .chunk_layout import GridLayout, StepLayout, bidirectional_layout, grid_layout, step_layout
-from .configuration_latent import LatentAttentionConfig
+from .configuration_latent import LatentAttentionConfig, check_config
 from .latent_attention import ChunkedLatentAttention, LatentAttention, init_weights
 from .local_attention import LocalAttention, WindowRotation, local_attention_mask, window_rotation
 from .model_inputs import (
@@ -211,6 +211,7 @@ class LatentAttentionPreTrainedModel(PreTrainedModel):
     }
 
     def __init__(self, config: LatentAttentionConfig, *args, **kwargs):
+        check_config(config)
         config.validate()  # again: fields given to `from_pretrained` are set after it was made
         # Heads make their base model through `AutoModel`. The library may have loaded this configuration's class from
         # another copy of the code than this one, and that class is not registered yet.
@@ -344,7 +345,7 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
         refuse_other_names(kwargs)
         warn_of_other_arguments(kwargs)
         checkpointing = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
-        check_tokens(inputs_embeds)
+        check_tokens(inputs_embeds, self.config.hidden_size)
         check_no_cache_beside(checkpointing, cache)
         if use_cache and self.config.is_causal and not checkpointing and cache is None:
             cache = DynamicCache(config=self.config)
@@ -739,7 +740,7 @@ class LatentAttentionForQuestionAnswering(GenericForQuestionAnswering, LatentAtt
         start_logits, end_logits = logits.unbind(-1)
         loss = None
         if start_positions is not None and end_positions is not None:
-            check_places(start_positions=start_positions, end_positions=end_positions)
+            check_places(logits.shape[0], start_positions=start_positions, end_positions=end_positions)
             positions = (start_positions.to(logits.device), end_positions.to(logits.device))
             check_answers(positions, padding)
             loss = self.loss_function(start_logits, end_logits, *positions, **kwargs)

@@ -44,6 +44,7 @@ from modeling_latent.prefix_statistics import (
 
 # (T, C, M): T < C, T = C, T = kC, kC - 1, kC + 1, M = 1, C = 1
 SHAPES = [(3, 4, 3), (4, 4, 3), (12, 4, 3), (11, 4, 3), (13, 4, 3), (9, 4, 1), (5, 1, 2)]
+CACHES = [DynamicCache, lambda config: StaticCache(config, max_cache_len=64)]
 LAYER_PATTERNS = [["local"], ["latent"], ["both"], ["both", "local"], ["local", "both", "latent"]]
 # What the properties of whole models are held to.
 MODELS = {
@@ -657,7 +658,7 @@ def test_7_crop_does_not_go_back_behind_a_reset():
         cache.crop(-1)
 
 
-@pytest.mark.parametrize("make", [DynamicCache, lambda config: StaticCache(config, max_cache_len=64)])
+@pytest.mark.parametrize("make", CACHES)
 def test_7_reset_leaves_a_cache_as_good_as_new(make):
     model = double_model()
     cache, input_ids = make(config=model.config), random_ids(2, 15)
@@ -744,6 +745,18 @@ def test_8_every_tensor_of_a_static_state_owns_its_storage(overrides):
         assert_storage_is_owned(cache)
     cache.reorder_cache(torch.tensor([2, 0, 0]))
     assert_storage_is_owned(cache)
+
+
+@pytest.mark.parametrize("make", CACHES)
+@torch.no_grad()
+def test_8_every_layer_counts_the_tokens_that_it_has_seen(make):
+    model = double_model()
+    cache = make(config=model.config)
+    for piece in random_ids(2, 9).split([5, 1, 1, 2], dim=1):
+        model(piece, cache=cache)
+    assert [layer.state.tokens_seen.tolist() for layer in cache.layers] == [[9, 9], [9, 9]]
+    model(random_ids(2, 1), cache=cache)
+    assert [layer.state.tokens_seen.tolist() for layer in cache.layers] == [[10, 10], [10, 10]]
 
 
 # 9. Precision

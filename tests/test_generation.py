@@ -1167,9 +1167,16 @@ def test_packing_of_another_shape_is_refused(name, shape):
         double_model()(random_ids(2, 6), **{name: torch.zeros(shape, dtype=torch.long)})
 
 
-@pytest.mark.parametrize(("places", "found"), [([0, 6], "a list"), (torch.tensor([[0, 6]]), r"of shape \(1, 2\)")])
+@pytest.mark.parametrize(
+    ("places", "found"),
+    [
+        ([0, 6], "of type list"),
+        (torch.tensor([[0, 6]]), r"torch.int64 of shape \(1, 2\)"),
+        (torch.tensor([0, 2.5, 6]), r"torch.float32 of shape \(3,\)"),
+    ],
+)
 def test_sequences_are_told_by_a_vector(places, found):
-    with pytest.raises(ValueError, match=f"`cu_seq_lens_q` is {found} but must be a tensor of shape"):
+    with pytest.raises(ValueError, match=f"`cu_seq_lens_q` is {found} but must be integers of shape"):
         double_model()(random_ids(1, 6), cu_seq_lens_q=places)
 
 
