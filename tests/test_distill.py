@@ -60,7 +60,8 @@ def changed(before: torch.nn.Module, after: torch.nn.Module) -> set[str]:
 
 
 def test_the_first_stage_teaches_the_memory_alone_what_the_window_misses(folders, tmp_path, capsys):
-    model = run(folders, "attention", "converted", tmp_path, "--max_steps", "40", "--learning_rate", "1e-2")
+    flags = ["--max_steps", "40", "--learning_rate", "1e-2", "--gradient_checkpointing", "true"]
+    model = run(folders, "attention", "converted", tmp_path, *flags)
     before = AutoModelForCausalLM.from_pretrained(folders / "converted")
     memory = {name for name, _ in before.named_parameters() if "latent_attention" in name}
     assert changed(before, model) == memory

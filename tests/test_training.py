@@ -628,7 +628,7 @@ def assert_initialised(name: str, parameter: torch.Tensor):
 @pytest.mark.parametrize("layer_pattern", [["local", "both"], ["both"], ["local", "latent"]], ids="-".join)
 def test_fresh_parameters_follow_the_table(layer_pattern):
     """Whatever a layer leaves out, the others start as they do beside it."""
-    settings = {"layer_pattern": layer_pattern, "vocab_size": 100, "attention_bias": True}
+    settings = {"layer_pattern": layer_pattern, "vocab_size": 100, "attention_bias": True, "qk_norm": True}
     model = LatentAttentionForCausalLM(tiny_config(**WIDE, **settings))
     for name, parameter in model.named_parameters():
         assert_initialised(name, parameter)
