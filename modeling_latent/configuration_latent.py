@@ -331,7 +331,13 @@ class LatentAttentionConfig(PreTrainedConfig):
         for attention in attentions:
             plan |= {f"{attention}.{name}": "colwise" for name in ("q_proj", "k_proj", "v_proj")}
             plan[f"{attention}.o_proj"] = "rowwise"
-        return {f"layers.*.{name}": style for name, style in plan.items()}
+        return {f"layers.*.{name}": style for name, style in plan.items()} | vars(self).get("base_model_tp_plan", {})
+
+    @base_model_tp_plan.setter
+    def base_model_tp_plan(self, plan: dict[str, str]):
+        """Keep what transformers before 5.23 adds where embeddings are tied. Under this name it is not saved."""
+        added = {name: style for name, style in plan.items() if not name.startswith("layers.")}
+        vars(self)["base_model_tp_plan"] = added
 
     # `DynamicCache(config=...)` looks up the cache layers under this name. It is no field: `Trainer` resumes by
     # reading config.json with the library's base class, whose list of layer types is closed.
