@@ -344,7 +344,13 @@ class LatentAttentionConfig(PreTrainedConfig):
             plan[f"{attention}.o_proj"] = "rowwise"
         if self.qk_norm:  # the same for every head, so that each process has the gradients of its own heads only
             plan |= {f"local_attention.{name}": "replicated_with_grad_allreduce" for name in ("q_norm", "k_norm")}
-        return {f"layers.*.{name}": style for name, style in plan.items()}
+        return {f"layers.*.{name}": style for name, style in plan.items()} | vars(self).get("base_model_tp_plan", {})
+
+    @base_model_tp_plan.setter
+    def base_model_tp_plan(self, plan: dict[str, str]):
+        """Keep what transformers before 5.23 adds where embeddings are tied. Under this name it is not saved."""
+        added = {name: style for name, style in plan.items() if not name.startswith("layers.")}
+        vars(self)["base_model_tp_plan"] = added
 
     # `DynamicCache(config=...)` looks up the cache layers under this name. It is no field: `Trainer` resumes by
     # reading config.json with the library's base class, whose list of layer types is closed.

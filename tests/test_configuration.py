@@ -211,6 +211,14 @@ def test_rotary_settings_that_no_model_follows_are_refused(settings):
         tiny_config(**settings)
 
 
+def test_older_versions_may_add_tied_embeddings_to_the_tensor_parallel_plan():
+    config = tiny_config(tie_word_embeddings=True)
+    config.base_model_tp_plan = {**config.base_model_tp_plan, "embed_tokens": "embedding_rowwise"}  # before 5.23
+    assert config.base_model_tp_plan["embed_tokens"] == "embedding_rowwise"
+    assert config.base_model_tp_plan["layers.*.mlp.gate_proj"] == "colwise"
+    assert "base_model_tp_plan" not in config.to_dict()
+
+
 def test_defaults_that_follow_from_other_fields():
     config = tiny_config(num_key_value_heads=None, head_dim=None)
     assert (config.num_key_value_heads, config.head_dim) == (4, 4)
