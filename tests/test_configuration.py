@@ -173,7 +173,7 @@ def test_local_attention_that_means_no_pattern_or_another_one_is_refused(local_a
         (["both"], {"local_attention", "latent_attention"}),
         (["local", "local", "both"], {"local_attention"}),
     ],
-    ids=str,
+    ids=["local", "latent", "both", "last layer cut off"],
 )
 def test_the_tensor_parallel_plan_names_what_the_pattern_has(layer_pattern, attentions):
     plan = tiny_config(layer_pattern=layer_pattern).base_model_tp_plan

@@ -298,10 +298,10 @@ def test_labels_that_are_no_classes_of_tokens_are_named(auto_class):
 @pytest.mark.parametrize(
     ("settings", "right", "wrong"),
     [
-        ({"num_labels": 3}, [torch.tensor([0, 2]), torch.rand(2, 3)], [torch.rand(2), torch.tensor([True, False])]),
+        ({"num_labels": 3}, [torch.tensor([0, 2]), torch.ones(2, 3)], [torch.ones(2), torch.tensor([True, False])]),
         ({"num_labels": 3}, [torch.tensor([[0], [2]])], [torch.tensor([0, 2, 1]), torch.tensor([0, 2]).int(), [0, 2]]),
-        ({"num_labels": 1}, [torch.rand(2), torch.rand(2, 1), torch.tensor([3, 4])], [torch.rand(2, 2)]),
-        ({"num_labels": 3, "problem_type": "regression"}, [torch.rand(2, 3)], [torch.rand(2)]),
+        ({"num_labels": 1}, [torch.ones(2), torch.ones(2, 1), torch.tensor([3, 4])], [torch.ones(2, 2)]),
+        ({"num_labels": 3, "problem_type": "regression"}, [torch.ones(2, 3)], [torch.ones(2)]),
         (
             {"num_labels": 3, "problem_type": "multi_label_classification"},
             [torch.ones(2, 3)],
@@ -309,7 +309,7 @@ def test_labels_that_are_no_classes_of_tokens_are_named(auto_class):
         ),
         ({"num_labels": 3, "problem_type": "single_label_classification"}, [torch.tensor([0, 2])], [torch.ones(2)]),
     ],
-    ids=str,
+    ids=["any of three", "columns of classes", "a number", "numbers", "several classes", "one class"],
 )
 def test_labels_of_rows_are_those_of_the_problem(settings, right, wrong):
     for labels in right:
