@@ -54,8 +54,8 @@ class LatentAttentionMaps:
     compression_attentions: tuple[torch.Tensor, ...] | None = None
     refinement_attentions: tuple[torch.Tensor, ...] | None = None
     local_attentions: tuple[torch.Tensor, ...] | None = None
-    # Only where several ranks share a sequence: (B, n C), which of its row's tokens each of the rank's own is, -1 for a
-    # slot without one. `last_hidden_state`, `hidden_states` and `logits` are of these slots.
+    # (B, n C), only where several ranks share a sequence: which token of its row stands in each of the rank's own
+    # slots, -1 for none. `last_hidden_state`, `hidden_states` and `logits` are of these slots.
     token_indices: torch.LongTensor | None = None
 
 

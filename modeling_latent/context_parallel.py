@@ -21,8 +21,8 @@ front of them is on other ranks, and each layer asks for it:
 - from the rank where the sequence began its first tokens, as sinks;
 - from all earlier ranks what the latents have read there, one summary of statistics each, which merge.
 
-None of it grows with the sequence. A sequence that ends before the cut contributes nothing to the next one: the layout,
-which is the same on all ranks, says where sequences begin.
+None of it grows with the sequence. A sequence that ends before the cut contributes nothing to the next one: the
+layout, which is the same on all ranks, says where sequences begin.
 
 All ranks send the same messages in the same order, in the backward pass as well, whatever their rank: what a rank does
 not need is masked rather than left out, as ranks that skip an exchange would let the others wait for ever.
@@ -142,8 +142,8 @@ class Shard(NamedTuple):
         What the latents know at the start of every chunk, of all ranks' chunks, from what they know of this rank's.
 
         Args:
-            known: `(R, n, H, M)` and `(R, n, H, M, d)`, what they know at the start of every own chunk, of the own ones.
-            total: `(R, H, M)` and `(R, H, M, d)`, what they know behind the last one, which later ranks get.
+            known: `(R, n, H, M)` and `(R, n, H, M, d)`, at the start of every own chunk.
+            total: `(R, H, M)` and `(R, H, M, d)`, behind the last own chunk, for later ranks.
         """
         summary = torch.cat([total.peak[..., None], total.total[..., None], total.out], dim=-1)  # (R, H, M, 2 + d)
         earlier = self.ranks.exchange(summary, to_later).movedim(0, 1)  # (R, P - 1, H, M, 2 + d)
@@ -168,7 +168,7 @@ class Shard(NamedTuple):
 
 
 def own_tokens(tokens: torch.Tensor, token_indices: torch.Tensor) -> torch.Tensor:
-    """Pick the tokens of a rank's slots: `(B, T, ...) -> (B, n C, ...)`. A slot without one gets any; none reads it."""
+    """Pick the tokens of a rank's slots: `(B, T, ...) -> (B, n C, ...)`. A slot without one gets any, never read."""
     rows = torch.arange(tokens.shape[0], device=tokens.device)[:, None]
     return tokens[rows, token_indices.clamp(min=0)]
 

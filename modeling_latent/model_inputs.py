@@ -108,8 +108,8 @@ def check_logits_to_keep(logits_to_keep, token_indices: torch.Tensor | None) -> 
     """Refuse to count from the end of a row of which each rank has a part."""
     if token_indices is not None and (isinstance(logits_to_keep, torch.Tensor) or logits_to_keep != 0):
         raise ValueError(
-            f"`logits_to_keep` is {logits_to_keep}, but several ranks share each sequence, and each returns the logits "
-            "of its own tokens: leave it out, and pick by the `token_indices` of the output."
+            f"`logits_to_keep` is {logits_to_keep}, but several ranks share each sequence, and each returns the "
+            "logits of its own tokens: leave it out, and pick by the `token_indices` of the output."
         )
 
 

@@ -394,9 +394,7 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
         starts = packed_starts(position_ids, cu_seq_lens_q, seq_idx, valid, tokens_seen, tokens)
         # At most: what lies in front of the first and behind the last one is a sequence, too.
         sequences = None if cu_seq_lens_q is None else cu_seq_lens_q.shape[0] + 1
-        layout = self.make_layout(
-            tokens, valid, starts, sequences, tokens_seen, cache is not None, new_chunk_rows
-        )
+        layout = self.make_layout(tokens, valid, starts, sequences, tokens_seen, cache is not None, new_chunk_rows)
         if self.training and torch.is_grad_enabled():
             self.look_for_memory(layout)
         if self.rank_group is not None and tokens_seen is None:
@@ -556,7 +554,7 @@ class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, GenerationMixin
         )
 
     def enable_context_parallel(self, mesh: DeviceMesh) -> None:
-        """As [`LatentAttentionModel.enable_context_parallel`]; the loss is the same on all ranks that share the rows."""
+        """As [`LatentAttentionModel.enable_context_parallel`]; the loss is the same on all ranks of the mesh."""
         self.model.enable_context_parallel(mesh)
 
     def loss_of_all_ranks(self, logits, labels, token_indices, attention_mask, kwargs) -> torch.Tensor:
