@@ -143,6 +143,7 @@ def plan() -> dict[str, float]:
     tokens, layers = length // PLANNED_SIZE, config.num_hidden_layers
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
+    summary = 4 * config.num_attention_heads * config.num_latents * (config.head_dim + 2)
     pattern = config.layer_pattern
     of_pattern = AutoConfig.from_pretrained(PLANNED, num_hidden_layers=len(pattern))
     return {
@@ -155,6 +156,7 @@ def plan() -> dict[str, float]:
         # Weights, gradients and two moments of AdamW, in float32.
         "weights, gradients, optimizer": 16 * parameters // PLANNED_SIZE,
         "inputs of all layers, checkpointed": 2 * tokens * config.hidden_size * layers,
+        "statistics of the other ranks, in one layer": summary * (PLANNED_SIZE - 1),
         "logits, in float32": 4 * tokens * config.vocab_size,
     }
 

@@ -32,7 +32,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch.distributed._functional_collectives import all_to_all_single
 from torch.distributed.device_mesh import DeviceMesh
 
 from .chunk_layout import GridLayout, Progress, chunks_of
@@ -87,6 +86,9 @@ class RankGroup:
 
         The backward pass sends each gradient back the same way.
         """
+        # Here, for there are builds of PyTorch without it, and a checkpoint's code has to load in these, too.
+        from torch.distributed._functional_collectives import all_to_all_single
+
         ranks, size = range(self.size), tensor.numel()
         receivers = [size * sends(self.rank, other) for other in ranks]
         senders = [size * sends(other, self.rank) for other in ranks]

@@ -157,7 +157,10 @@ class ChunkedLatentAttention(nn.Module):
         return empty_statistics(shape, self.config.head_dim, chunks.keys.dtype, chunks.keys.device)
 
     def grid_statistics(self, chunks: KeysValues) -> Statistics:
-        """What the latents read in each of `(R, N, Hkv, C, d)`, in training repeated at random: `(R, N, H, M)` …"""
+        """
+        What the latents read in each of the complete chunks `(R, N, Hkv, C, d)`, in training repeated at random:
+        `(R, N, H, M)` and `(R, N, H, M, d)`.
+        """
         statistics = self.statistics(*map_tensors(lambda tensor: tensor.flatten(0, 1), chunks))
         statistics = map_tensors(lambda tensor: tensor.unflatten(0, chunks.keys.shape[:2]), statistics)
         if self.training and self.config.max_chunk_repeats > 1:

@@ -76,7 +76,7 @@ def test_each_command_of_the_page_runs_by_its_own_launcher(tmp_path):
     for command in map(small_steps, COMMANDS):
         words = shlex.split(command)
         if words[0] == "accelerate":
-            words.insert(2, "--cpu")
+            words.insert(2, "--multi_gpu")  # what it takes by itself where it sees several; else it starts one process
         ended = subprocess.run(
             [scripts / words[0], *words[1:]], cwd=tmp_path, env=variables, capture_output=True, text=True
         )

@@ -140,6 +140,7 @@ def messages(mesh) -> list[str]:
         "would wait for the others": lambda: model(input_ids, cache=recording),
         "Prefill first": lambda: model.generate(input_ids),
         "must be -100 there": lambda: model(input_ids, input_ids.new_tensor([[0] + [1] * 8]), labels=input_ids),
+        "must have one alone": lambda: model.enable_context_parallel(init_device_mesh("cpu", (2, 1))),
         "is_causal": lambda: LatentAttentionModel(tiny_config(is_causal=False)).enable_context_parallel(mesh),
     }
     found = {}
@@ -206,7 +207,7 @@ def test_what_ranks_that_share_sequences_cannot_give_is_refused_in_a_sentence(sh
     for part in shared:
         for expected, message in part["messages"].items():
             assert expected in message
-        assert len(part["messages"]) == 7
+        assert len(part["messages"]) == 8
 
 
 def share_among_four(folder) -> list[dict]:

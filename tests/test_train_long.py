@@ -18,10 +18,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.big_modeling import _attach_context_parallel_hooks
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, TrainingArguments
 
 import train_long
+from common import tiny_model
 from ranks import run_ranks
 from test_examples import BLOCK, config_folder, flags, texts
 
@@ -62,6 +64,12 @@ def test_two_processes_that_share_rows_train_what_one_process_trains(texts, conf
     models = [AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("one", "two")]
     for (name, expected), found in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
         assert (found - expected).abs().max() < 1e-3, name
+
+
+def test_accelerate_refuses_to_split_these_layers_by_its_own_means():
+    """The reason why the program does not hand its `ParallelismConfig` to the `Trainer`."""
+    with pytest.raises(ValueError, match="does not support attention layers of type .'latent_attention'."):
+        _attach_context_parallel_hooks(tiny_model())
 
 
 def test_processes_of_a_group_get_the_same_rows_in_turn():
