@@ -57,7 +57,8 @@ quality-gpu: $(VENV)/test.stamp
 test: lint chromium
 	$(PYTHON) -m pytest tests
 
-# What takes minutes more than a change is worth, for before a release: every export that the library can make.
+# What takes minutes more than a change is worth, for before a release: every export that the library can make, and
+# sequences over more ranks, by the launchers that docs/scaling.md names.
 test-deep: $(VENV)/test.stamp
 	$(PYTHON) -m pytest tests/deep_*.py
 

@@ -56,7 +56,7 @@ def share_all(folder) -> dict:
 def test_more_ranks_and_checkpointed_layers_give_what_one_process_gives(size, tmp_path):
     parts = run_ranks(share_all, tmp_path, size)
     for name, (overrides, inputs) in CASES.items():
-        real = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
+        real = inputs.get("attention_mask", torch.ones_like(inputs["labels"])).bool()
         check_like_one_process([part[name] for part in parts], results(make_model(overrides), inputs), real)
     for name, overrides in PREFILLED.items():
         model = make_model(overrides).eval()

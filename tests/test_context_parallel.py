@@ -45,6 +45,12 @@ def plain(length: int, rows: int = 2) -> dict:
     return {"input_ids": input_ids, "labels": input_ids}
 
 
+def embedded(length: int) -> dict:
+    generator = torch.Generator().manual_seed(2)
+    embeddings = torch.randn(2, length, 16, dtype=torch.float64, generator=generator)
+    return {"inputs_embeds": embeddings, "labels": random_ids(2, length)}
+
+
 def padded(mask: torch.Tensor) -> dict:
     input_ids = random_ids(*mask.shape)
     return {"input_ids": input_ids, "attention_mask": mask, "labels": input_ids.masked_fill(mask == 0, -100)}
@@ -76,6 +82,7 @@ CASES = {  # fields of the configuration, and what the model is given
     "padded": (MIXED, rows_with_padding()),
     "packed": (MIXED, packed()),
     "numbered documents": (MIXED, padded(torch.tensor([[1] * 9 + [2] * 14 + [0] * 4]))),
+    "embeddings": (MIXED, embedded(27)),
     "count of a whole step": (MIXED, plain(27) | {"num_items_in_batch": torch.tensor(100)}),
 }
 PREFILLED = {"mixed with sinks": MIXED, "padded": MIXED, "latent": {"layer_pattern": ["latent"]}}
@@ -92,7 +99,7 @@ def results(model, inputs: dict) -> dict:
     outputs = model(**inputs, use_cache=False)
     outputs.loss.backward()
     found = {"logits": outputs.logits.detach(), "loss": outputs.loss.detach()}
-    grads = {name: parameter.grad for name, parameter in model.named_parameters()}
+    grads = {name: tensor.grad for name, tensor in model.named_parameters() if tensor.grad is not None}
     found["grads"] = {name: grad.full_tensor() if isinstance(grad, DTensor) else grad for name, grad in grads.items()}
     return found | ({} if outputs.token_indices is None else {"token_indices": outputs.token_indices})
 
@@ -174,6 +181,7 @@ def check_like_one_process(parts: list[dict], expected: dict, real: torch.Tensor
     assert (taken >= 0).sum() == real.sum()
     for part in parts:
         torch.testing.assert_close(part["loss"], expected["loss"], **CLOSE)
+    assert all(part["grads"].keys() == expected["grads"].keys() for part in parts)
     for name, gradient in expected["grads"].items():
         mean = torch.stack([part["grads"][name] for part in parts]).mean(0)
         torch.testing.assert_close(mean, gradient, **CLOSE, msg=name)
@@ -182,7 +190,7 @@ def check_like_one_process(parts: list[dict], expected: dict, real: torch.Tensor
 @pytest.mark.parametrize("name", CASES)
 def test_two_ranks_give_logits_loss_and_gradients_of_one(name, shared):
     overrides, inputs = CASES[name]
-    real = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
+    real = inputs.get("attention_mask", torch.ones_like(inputs["labels"])).bool()
     check_like_one_process([part[name] for part in shared], results(make_model(overrides), inputs), real)
 
 
