@@ -57,7 +57,7 @@ def small_steps(command: str) -> str:
     return f"{command} {FEW}" if " examples/" in command else command
 
 
-def test_commands_of_the_page_run_in_two_processes(tmp_path, capfd):
+def test_commands_of_the_page_run_in_two_processes(tmp_path):
     make_folder(tmp_path)
     assert len(COMMANDS) == 7
     assert all(PROCESSES.match(command) for command in COMMANDS)
@@ -67,7 +67,6 @@ def test_commands_of_the_page_run_in_two_processes(tmp_path, capfd):
         run_like_torchrun(tmp_path, 2, str(tmp_path / program), *arguments)
     for name in ("data", "sharded", "tensor", "long"):
         AutoModelForCausalLM.from_pretrained(tmp_path / "out" / name)
-    assert "validation loss: " in capfd.readouterr().out
 
 
 def test_tables_of_the_page_are_those_of_the_file():
