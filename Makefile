@@ -68,8 +68,8 @@ test: lint docs chromium
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests --numprocesses 2 --dist loadfile
 
 # What takes minutes more than a change is worth, for before a release: every export that the library can make, processes
-# killed at many moments, a million tokens, and random histories of caches and users, others each time. The figures of it are
-# in docs/reliability.md.
+# killed at many moments, a million tokens, random histories of caches and users, others each time, and sequences over more
+# ranks. The figures of it are in docs/reliability.md.
 test-deep: $(VENV)/test.stamp
 	$(PYTHON) -m pytest tests/deep_*.py
 	PYTHONPATH=. $(PYTHON) tests/figures.py

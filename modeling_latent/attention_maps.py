@@ -54,6 +54,9 @@ class LatentAttentionMaps:
     compression_attentions: tuple[torch.Tensor, ...] | None = None
     refinement_attentions: tuple[torch.Tensor, ...] | None = None
     local_attentions: tuple[torch.Tensor, ...] | None = None
+    # (B, n C), only where several ranks share a sequence: which token of its row stands in each of the rank's own
+    # slots, -1 for none. `last_hidden_state`, `hidden_states` and `logits` are of these slots.
+    token_indices: torch.LongTensor | None = None
 
 
 @dataclass
@@ -86,7 +89,7 @@ def what_to_record(output_attentions: bool | None, config: LatentAttentionConfig
 
 def recorded(outputs: LatentAttentionModelOutput) -> dict:
     """What a head passes on as it is."""
-    return {name: getattr(outputs, name) for name in ("hidden_states", "attentions", *MAPS)}
+    return {name: getattr(outputs, name) for name in ("hidden_states", "attentions", *MAPS, "token_indices")}
 
 
 def queries_to_tokens(weights: torch.Tensor, layout: GridLayout | StepLayout) -> torch.Tensor:

@@ -98,7 +98,7 @@ class LatentAttentionCacheLayer(CacheLayerMixin):
             grid, tokens = None, 1
             state = LayerState(window, memory, mlp_conv_inputs, layout.tokens_seen + 1)
         else:
-            grid, tokens = LayerGrid(window, memory, mlp_conv_inputs, layout), layout.batch_shape[1]
+            grid, tokens = LayerGrid(window, memory, mlp_conv_inputs, layout), layout.progress.seen.shape[1]
             state = grid.state_after(tokens - 1)
         if not self.is_initialized:
             self.lazy_initialization(state)

@@ -53,6 +53,7 @@ class GridLayout(NamedTuple):
     sequence_ids: torch.Tensor | None = None  # (R, N), only where a row packs several sequences
     filled: torch.Tensor | None = None  # (B,), slots of the first chunk whose tokens are in the cache already
     progress: Progress | None = None  # (B, T), only beside a cache
+    shard: tuple | None = None  # a `Shard`, where the chunks are one rank's of several that share the sequences
 
     def to_slots(self, tokens: torch.Tensor) -> torch.Tensor:
         """`(B, T, ...) -> (R, N, C, ...)`; slots without a token hold zeros."""

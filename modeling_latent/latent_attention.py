@@ -117,7 +117,10 @@ class ChunkedLatentAttention(nn.Module):
         chunks = self.input_to_latent.keys_values(inputs)  # (R, N, Hkv, C, d)
         if cached is not None:
             chunks = chunks.with_cached(cached.chunk, layout.filled)
-        statistics = self.compress(chunks, layout, None if cached is None else cached.statistics)
+        if layout.shard is None:
+            statistics = self.compress(chunks, layout, None if cached is None else cached.statistics)
+        else:
+            statistics = self.compress_shard(chunks, layout)
         readout = self.refine(self.compressed(statistics.out))
         return self.retrieve(tokens, readout), MemoryGrid(chunks, statistics, readout, conv_inputs)
 
@@ -126,17 +129,9 @@ class ChunkedLatentAttention(nn.Module):
         Step 1, causal: what the latents know at the start of each chunk, `(R, N, H, M)` and `(R, N, H, M, d)`, after
         what they knew `first`.
         """
-        rows, count = chunks.keys.shape[:2]
-        if first is None:
-            # Of this process, where several share the heads.
-            num_heads = self.input_to_latent.num_key_value_groups * chunks.keys.shape[2]
-            shape = (rows, num_heads, self.config.num_latents)
-            first = empty_statistics(shape, self.config.head_dim, chunks.keys.dtype, chunks.keys.device)
-        if count > 1:
-            complete = self.statistics(*map_tensors(lambda tensor: tensor[:, :-1].flatten(0, 1), chunks))
-            complete = map_tensors(lambda tensor: tensor.unflatten(0, (rows, -1)), complete)
-            if self.training and self.config.max_chunk_repeats > 1:
-                complete = repeated_at_random(complete, self.config.max_chunk_repeats)
+        first = self.nothing_read(chunks) if first is None else first
+        if chunks.keys.shape[1] > 1:
+            complete = self.grid_statistics(map_tensors(lambda tensor: tensor[:, :-1], chunks))
             return exclusive_prefix(complete, first, layout.sequence_ids)
         known = map_tensors(lambda tensor: tensor[:, None], first)
         if self.training:
@@ -144,6 +139,34 @@ class ChunkedLatentAttention(nn.Module):
             read = self.statistics(*map_tensors(lambda tensor: tensor[:, 0], chunks)).out[:, None]
             known = known._replace(out=known.out + 0 * read)
         return known
+
+    def compress_shard(self, chunks: KeysValues, layout: GridLayout) -> Statistics:
+        """Step 1, causal, where earlier chunks are on other ranks, and later ones have to know of all of these."""
+        ids = layout.sequence_ids
+        if ids is not None:
+            ids = torch.cat([ids, ids[:, -1:]], dim=1)  # what is known behind the last chunk is for its own sequence
+        known = exclusive_prefix(self.grid_statistics(chunks), self.nothing_read(chunks), ids)  # (R, N + 1, H, M)
+        total = map_tensors(lambda tensor: tensor[:, -1], known)
+        known = map_tensors(lambda tensor: tensor[:, :-1], known)
+        return layout.shard.after_earlier_ranks(known, total)
+
+    def nothing_read(self, chunks: KeysValues) -> Statistics:
+        """What the latents know at the start of a sequence, `(R, H, M)` and `(R, H, M, d)`."""
+        # Heads of this process, where several share them.
+        num_heads = self.input_to_latent.num_key_value_groups * chunks.keys.shape[2]
+        shape = (chunks.keys.shape[0], num_heads, self.config.num_latents)
+        return empty_statistics(shape, self.config.head_dim, chunks.keys.dtype, chunks.keys.device)
+
+    def grid_statistics(self, chunks: KeysValues) -> Statistics:
+        """
+        What the latents read in each of the complete chunks `(R, N, Hkv, C, d)`, in training repeated at random:
+        `(R, N, H, M)` and `(R, N, H, M, d)`.
+        """
+        statistics = self.statistics(*map_tensors(lambda tensor: tensor.flatten(0, 1), chunks))
+        statistics = map_tensors(lambda tensor: tensor.unflatten(0, chunks.keys.shape[:2]), statistics)
+        if self.training and self.config.max_chunk_repeats > 1:
+            return repeated_at_random(statistics, self.config.max_chunk_repeats)
+        return statistics
 
     def latent_queries(self) -> torch.Tensor:
         """

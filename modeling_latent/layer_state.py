@@ -122,8 +122,13 @@ class LayerGrid(NamedTuple):
         The state after the `token`-th token of each row. What no later token may read is zeroed, so that equal
         histories give equal states, however they were reached.
         """
-        _, chunks, chunk_size = self.layout.grid_shape
         progress = self.layout.progress_after(token)
+        shard = self.layout.shard
+        return self.state_at(progress) if shard is None else shard.from_owner(progress, self.state_at)
+
+    def state_at(self, progress: Progress) -> LayerState:
+        """The state of sequences that stand there, among the slots of this grid."""
+        _, chunks, chunk_size = self.layout.grid_shape
         return LayerState(
             None if self.windows is None else window_after(self.windows, progress, chunk_size),
             None if self.memory is None else self.memory.state_after(progress),

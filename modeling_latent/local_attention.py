@@ -202,7 +202,10 @@ class LocalAttention(MultiHeadAttention):
         if cached is not None:
             own = own.with_cached(cached.slots(sinks + size, sinks + 2 * size), layout.filled)
             first = cached.slots(sinks, sinks + size)
-        before = shifted(first, seen_from_next(own, rotation))
+        moved = seen_from_next(own, rotation)
+        if layout.shard is not None:
+            first = KeysValues(*layout.shard.from_left(torch.stack([tensor[:, -1] for tensor in moved])))
+        before = shifted(first, moved)
         if not sinks:
             return join([before, own])
         return join([self.grid_sinks(own, layout, rotation, cached), before, own])
@@ -213,10 +216,11 @@ class LocalAttention(MultiHeadAttention):
         """For each chunk the first tokens of its sequence, as sinks, `(R, N, Hkv, S, d)`; not masked yet."""
         rows, chunks, _ = layout.grid_shape
         sinks = self.as_sinks(seen_from_next(own.slots(0, self.config.num_sink_tokens), rotation), rotation)
-        if layout.sequence_ids is not None:
+        if layout.sequence_ids is not None or layout.shard is not None:
             row = torch.arange(rows, device=layout.chunk_index.device)[:, None]
-            first_chunk = torch.arange(chunks, device=row.device) - layout.chunk_index  # (R, N), of each sequence
-            return map_tensors(lambda tensor: tensor[row, first_chunk], sinks)
+            first_chunk = torch.arange(chunks, device=row.device) - layout.chunk_index  # (R or 1, N), of each sequence
+            own = map_tensors(lambda tensor: tensor[row, first_chunk.clamp(min=0)], sinks)  # (R, N, Hkv, S, d)
+            return own if layout.shard is None else self.sinks_before_shard(own, first_chunk < 0, layout)
         sinks = map_tensors(lambda tensor: tensor[:, 0], sinks)
         if cached is not None:
             index = layout.chunk_index[:, :1]  # (R, 1)
@@ -224,6 +228,15 @@ class LocalAttention(MultiHeadAttention):
             kept = self.sinks_of(cached, index, rotation)
             sinks = map_tensors(lambda new, old: torch.where(in_cache, old, new), sinks, kept)
         return map_tensors(lambda tensor: tensor[:, None].expand(-1, chunks, -1, -1, -1), sinks)
+
+    def sinks_before_shard(self, own: KeysValues, elsewhere: torch.Tensor, layout: GridLayout) -> KeysValues:
+        """
+        Put into the place of `own` sinks `(R, N, Hkv, S, d)` those of sequences that began on another rank
+        `elsewhere` `(R or 1, N)`. A rank sends the sinks of its last sequence, for only that one goes on behind it.
+        """
+        first = KeysValues(*layout.shard.from_first_rank(torch.stack([tensor[:, -1] for tensor in own])))
+        elsewhere = elsewhere[..., None, None, None]
+        return map_tensors(lambda here, there: torch.where(elsewhere, there[:, None], here), own, first)
 
     def sinks_of(self, window: KeysValues, chunk_index: torch.Tensor, rotation: WindowRotation) -> KeysValues:
         """

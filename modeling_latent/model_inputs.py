@@ -95,6 +95,41 @@ def check_no_cache_beside(checkpointing: bool, cache) -> None:
         )
 
 
+def check_context_parallel(cache, output_attentions: bool | None) -> None:
+    """Refuse what ranks that share sequences can't give: maps over all chunks, and a cache that goes back alone."""
+    if output_attentions:
+        raise ValueError(
+            "`output_attentions` is True, but several ranks share each sequence, and the maps are of all of its "
+            "tokens. Leave it out, or run the model in one process."
+        )
+    if any(getattr(layer, "record_past", False) for layer in getattr(cache, "layers", [])):
+        raise ValueError(
+            f"`{CACHE_NAME}` records what `crop` needs, but several ranks share each sequence: a rank that goes back "
+            "into a prefill would wait for the others. Call `activate_past_recording()` after the prefill."
+        )
+
+
+def check_logits_to_keep(logits_to_keep, token_indices: torch.Tensor | None) -> None:
+    """Refuse to count from the end of a row of which each rank has a part."""
+    if token_indices is not None and (isinstance(logits_to_keep, torch.Tensor) or logits_to_keep != 0):
+        raise ValueError(
+            f"`logits_to_keep` is {logits_to_keep}, but several ranks share each sequence, and each returns the "
+            "logits of its own tokens: leave it out, and pick by the `token_indices` of the output."
+        )
+
+
+def check_no_shared_prefill(rank_group, cache) -> None:
+    """Refuse a `generate()` that would begin with a prefill over several ranks, of which one has the last token."""
+    layers = getattr(cache, "layers", [])
+    if rank_group is not None and (not layers or getattr(used_layer(layers), "state", None) is None):
+        raise ValueError(
+            "`generate()` was called without a cache, but several ranks share each sequence, and one of them alone "
+            f"has its last token. Prefill first, `{CACHE_NAME} = model(input_ids[:, :-1], use_cache=True)."
+            f"{CACHE_NAME}` on all ranks; then any of them continues by `model.generate(input_ids, "
+            f"{CACHE_NAME}={CACHE_NAME})`."
+        )
+
+
 def warn_of_other_arguments(arguments: dict) -> None:
     """Name those that no part of the model reads, which the library passes on in silence: one may be misspelt."""
     if torch.compiler.is_compiling():
@@ -254,6 +289,26 @@ def refuse(wrong: torch.Tensor, message: str) -> None:
         torch._assert_async(~wrong, message)
     elif wrong:
         raise ValueError(message)
+
+
+def next_labels(labels: torch.Tensor, shift_labels: torch.Tensor | None, attention_mask) -> torch.Tensor:
+    """
+    For each real token the label of the next one, `(B, T)`, -100 for padding, which several ranks that share the rows
+    leave out. `shift_labels` are that already. Waits for the device where there is a mask.
+    """
+    valid = None if attention_mask is None else attention_mask[:, -labels.shape[1] :].bool()
+    given = labels if shift_labels is None else shift_labels
+    if valid is not None:
+        refuse(
+            ((given != -100) & ~valid).any(),
+            f"`{'labels' if shift_labels is None else 'shift_labels'}` has classes where `attention_mask` is 0, but "
+            "must be -100 there: padding is on none of the ranks that share the rows.",
+        )
+    if shift_labels is not None:
+        return shift_labels
+    after = None if valid is None else valid.flip(1)
+    shifted = real_before(predictable(labels, attention_mask).flip(1), after, none=-100).flip(1)
+    return shifted if valid is None else shifted.masked_fill(~valid, -100)
 
 
 def restarts(position_ids: torch.Tensor, valid: torch.Tensor | None, first: bool) -> torch.Tensor:

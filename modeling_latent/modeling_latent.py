@@ -35,6 +35,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -79,19 +80,24 @@ from .cache_name import CACHE_NAME, cache_of, one_cache, refuse_other_names
 from .checkpoint_files import copy_code_above, replaced_when_complete, replaces_alone, what_is_wrong_with
 from .chunk_layout import GridLayout, StepLayout, bidirectional_layout, grid_layout, step_layout
 from .configuration_latent import LatentAttentionConfig, check_config
+from .context_parallel import RankGroup, own_tokens, shard_layout
 from .latent_attention import ChunkedLatentAttention, LatentAttention, init_weights
 from .local_attention import LocalAttention, WindowRotation, local_attention_mask, window_rotation
 from .model_inputs import (
     TokensSeen,
     check_answers,
     check_cache,
+    check_context_parallel,
     check_labels,
     check_labels_of_rows,
+    check_logits_to_keep,
     check_no_cache_beside,
+    check_no_shared_prefill,
     check_past_of_mask,
     check_places,
     check_tokens,
     labels_to_divide_by,
+    next_labels,
     packed_starts,
     predictable,
     reaches_second_chunk,
@@ -298,7 +304,34 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
         self.norm = make_norm(config)
         self.gradient_checkpointing = False
         self.looked_for_memory = False
+        self.rank_group: RankGroup | None = None  # of context parallel
         self.post_init()
+
+    def enable_context_parallel(self, mesh: DeviceMesh) -> None:
+        """
+        From now on share every sequence with the other ranks of `mesh`, in training and in prefill.
+
+        Each rank has to be given the same whole rows, runs the layers on its own chunks of them, and returns what
+        belongs to these: of the outputs `token_indices` `(B, n C)` says which tokens they are, -1 for a slot without
+        one. The cache that a prefill returns is whole on every rank. A forward that continues from a cache runs on the
+        rank that calls it alone.
+
+        Gradients are to be averaged over the ranks, as `DistributedDataParallel` and FSDP2 do.
+
+        Args:
+            mesh: a `torch.distributed` device mesh of one dimension, or with one named `cp`, as accelerate's
+                `ParallelismConfig(cp_size=...).get_device_mesh(device_type)` has it.
+
+        Raises:
+            `ValueError`: for another mesh, and for a bidirectional model.
+        """
+        if not self.config.is_causal:
+            raise ValueError(
+                "`is_causal` is False, but context parallel needs a causal model: latents of this one read all tokens "
+                "of a sequence before any token reads them. Leave context parallel out."
+            )
+        group = RankGroup(mesh)
+        self.rank_group = group if group.size > 1 else None
 
     @merge_with_config_defaults
     @can_return_tuple
@@ -339,27 +372,31 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
-        if inputs_embeds is None:
+        # A rank of several that share the sequences embeds its own tokens alone, once it knows which ones they are.
+        if inputs_embeds is None and self.rank_group is None:
             inputs_embeds = self.embed_tokens(input_ids)
+        tokens = input_ids[..., None] if inputs_embeds is None else inputs_embeds  # (B, T, D), or of ids (B, T, 1)
         cache = one_cache(cache, past_key_values)
         refuse_other_names(kwargs)
         warn_of_other_arguments(kwargs)
         checkpointing = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
-        check_tokens(inputs_embeds, self.config.hidden_size)
+        check_tokens(tokens, 1 if inputs_embeds is None else self.config.hidden_size)
         check_no_cache_beside(checkpointing, cache)
         if use_cache and self.config.is_causal and not checkpointing and cache is None:
             cache = DynamicCache(config=self.config)
-        tokens_seen = check_cache(cache, self.config, inputs_embeds)
-        valid, documents = read_mask(attention_mask, inputs_embeds, tokens_seen is not None)
+        tokens_seen = check_cache(cache, self.config, tokens)
+        valid, documents = read_mask(attention_mask, tokens, tokens_seen is not None)
         seq_idx = documents if seq_idx is None else seq_idx
-        starts = packed_starts(position_ids, cu_seq_lens_q, seq_idx, valid, tokens_seen, inputs_embeds)
+        starts = packed_starts(position_ids, cu_seq_lens_q, seq_idx, valid, tokens_seen, tokens)
         # At most: what lies in front of the first and behind the last one is a sequence, too.
         sequences = None if cu_seq_lens_q is None else cu_seq_lens_q.shape[0] + 1
-        layout = self.make_layout(
-            inputs_embeds, valid, starts, sequences, tokens_seen, cache is not None, new_chunk_rows
-        )
+        layout = self.make_layout(tokens, valid, starts, sequences, tokens_seen, cache is not None, new_chunk_rows)
         if self.training and torch.is_grad_enabled():
             self.look_for_memory(layout)
+        if self.rank_group is not None and tokens_seen is None:
+            layout = self.make_shard(layout, tokens, cache, kwargs.get("output_attentions"))
+            tokens = own_tokens(tokens, layout.shard.token_indices)
+        inputs_embeds = self.embed_tokens(tokens[..., 0]) if inputs_embeds is None else tokens
         kwargs |= what_to_record(kwargs.get("output_attentions"), self.config)
         outputs = self.run_layers(layout, inputs_embeds, cache, **{**kwargs, "return_dict": True})
         return self.in_token_order(outputs, layout, inputs_embeds)
@@ -373,6 +410,13 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
         if tokens_seen is not None and valid is None and batch_shape[1] == 1:
             return step_layout(tokens_seen, size, new_chunk_rows)
         return grid_layout(batch_shape, size, device, valid, starts, tokens_seen, with_cache, sequences)
+
+    def make_shard(self, layout: GridLayout, tokens, cache, output_attentions: bool | None) -> GridLayout:
+        """This rank's part of the layout, of several ranks that share the sequences."""
+        check_context_parallel(cache, output_attentions or self.config.output_attentions)
+        self.rank_group.check_same(tokens)
+        kernels = self.config.conv_kernel_size, self.config.mlp_conv_kernel_size
+        return shard_layout(layout, self.rank_group, least_slots=max(kernels) - 1)
 
     def look_for_memory(self, layout: GridLayout | StepLayout) -> None:
         """Warn, once a training, if the first batch gives the latents nothing to read."""
@@ -422,8 +466,13 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
         if outputs.attentions is not None:
             layers = self.layers[: self.config.num_hidden_layers]
             maps = maps_in_token_order(outputs, layout, layers, inputs_embeds)
+        shard = getattr(layout, "shard", None)  # a step of decoding has none
         return LatentAttentionModelOutput(
-            last_hidden_state=last_hidden_state, hidden_states=states, **{CACHE_NAME: cache_of(outputs)}, **maps
+            last_hidden_state=last_hidden_state,
+            hidden_states=states,
+            token_indices=None if shard is None else shard.token_indices,
+            **{CACHE_NAME: cache_of(outputs)},
+            **maps,
         )
 
 
@@ -481,10 +530,14 @@ class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, GenerationMixin
             use_cache=use_cache,
             **kwargs,
         )
+        check_logits_to_keep(logits_to_keep, outputs.token_indices)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])  # (B, kept, V)
         loss = None
-        if labels is not None:
+        if labels is not None and outputs.token_indices is not None:
+            check_labels(labels, (input_ids if inputs_embeds is None else inputs_embeds).shape[:2])
+            loss = self.loss_of_all_ranks(logits, labels, outputs.token_indices, attention_mask, kwargs)
+        elif labels is not None:
             if kwargs.get("shift_labels") is None:
                 check_labels(labels, logits.shape[:2])
                 kept, counted = predictable(labels, attention_mask), kwargs.get("num_items_in_batch")
@@ -495,6 +548,23 @@ class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, GenerationMixin
         return LatentAttentionCausalLMOutput(
             loss=loss, logits=logits, **{CACHE_NAME: cache_of(outputs)}, **recorded(outputs)
         )
+
+    def enable_context_parallel(self, mesh: DeviceMesh) -> None:
+        """As [`LatentAttentionModel.enable_context_parallel`]; the loss is the same on all ranks of the mesh."""
+        self.model.enable_context_parallel(mesh)
+
+    def loss_of_all_ranks(self, logits, labels, token_indices, attention_mask, kwargs) -> torch.Tensor:
+        """
+        The loss of `labels` `(B, T)` on all ranks that share the rows, the same on each of them. What a rank's
+        backward gives is of the size of one that had done all of the work: the mean over the ranks is the gradient.
+        """
+        shifted = next_labels(labels, kwargs.pop("shift_labels", None), attention_mask)  # (B, T)
+        if kwargs.get("num_items_in_batch") is None:
+            kwargs["num_items_in_batch"] = (shifted != -100).sum()
+        own = own_tokens(shifted, token_indices).masked_fill(token_indices < 0, -100)
+        vocab_size = self.config.vocab_size
+        loss = self.loss_function(logits=logits, labels=None, shift_labels=own, vocab_size=vocab_size, **kwargs)
+        return self.model.rank_group.sum(loss)
 
     @staticmethod
     def create_masks_for_generate(config, inputs_embeds, attention_mask=None, **kwargs):
@@ -522,6 +592,7 @@ class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, GenerationMixin
                 "Train with `is_causal=True` to generate."
             )
         cache = one_cache(cache, past_key_values)
+        check_no_shared_prefill(self.model.rank_group, cache)
         inputs = super().prepare_inputs_for_generation(
             input_ids,
             inputs_embeds=inputs_embeds,

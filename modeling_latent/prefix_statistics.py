@@ -153,11 +153,11 @@ def exclusive_prefix(chunks: Statistics, first: Statistics, sequence_ids: torch.
             prefix_ids = sequence_ids[:, start : stop + 1]
             item_ids = torch.cat([prefix_ids[:, :1], prefix_ids[:, :-1]], dim=1)
             visible = (visible & (prefix_ids[:, :, None] == item_ids[:, None, :]))[:, None, None]  # (R, 1, 1, i, j)
-        known.append(Statistics(*(tensor[:, 1:] for tensor in _merge_visible(items, visible))))
+        known.append(Statistics(*(tensor[:, 1:] for tensor in merge_visible(items, visible))))
     return Statistics(*(torch.cat(parts, dim=1) for parts in zip(*known, strict=True)))
 
 
-def _merge_visible(items: Statistics, visible: torch.Tensor) -> Statistics:
+def merge_visible(items: Statistics, visible: torch.Tensor) -> Statistics:
     """Merge, for every prefix i, the items j that it sees: `(R, J, H, M)`, `(R, J, H, M, d)`, `(..., i, j)`."""
     peaks = items.peak.movedim(1, -1)[..., None, :].where(visible, EMPTY)  # (R, H, M, i, j)
     peak = peaks.amax(-1)  # (R, H, M, i)

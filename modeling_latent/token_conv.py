@@ -64,9 +64,17 @@ class TokenConv(nn.Conv1d):
         return convolved.reshape(tokens.shape), inputs
 
     def in_front(self, tokens: torch.Tensor, layout: GridLayout, cached: torch.Tensor | None) -> torch.Tensor:
-        """The tokens after zeros, or after those of the cache, which end where the first new token stands."""
+        """
+        The tokens after zeros, after those of the rank to the left, or after those of the cache, which end where the
+        first new token stands.
+        """
         span = self.kernel_size[0] - 1
-        inputs = torch.cat([tokens.new_zeros(tokens.shape[0], span, tokens.shape[-1]), tokens.flatten(1, 2)], dim=1)
+        tokens = tokens.flatten(1, 2)  # (R, N C, D)
+        if layout.shard is None:
+            before = tokens.new_zeros(tokens.shape[0], span, tokens.shape[-1])
+        else:
+            before = layout.shard.from_left(tokens[:, tokens.shape[1] - span :])
+        inputs = torch.cat([before, tokens], dim=1)
         if cached is None:
             return inputs
         positions = layout.filled[:, None] + torch.arange(span, device=tokens.device)  # (R, K - 1)

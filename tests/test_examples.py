@@ -43,12 +43,17 @@ def texts(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def config_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("config")
+def tiny_configuration(folder):
+    folder.mkdir()
     settings = tiny_config(vocab_size=300, hidden_size=32, bos_token_id=0, eos_token_id=0, pad_token_id=1).to_dict()
     settings.pop("auto_map")  # a configuration's folder has no code
     (folder / "config.json").write_text(json.dumps({**settings, "dtype": None}))
+
+
+@pytest.fixture(scope="module")
+def config_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("config") / "tiny"
+    tiny_configuration(folder)
     return folder
 
 

@@ -21,15 +21,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import distributed
+from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin, PartialState
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from transformers import BitsAndBytesConfig, PreTrainedModel, Trainer, TrainingArguments
 from transformers.distributed import DistributedConfig
 
 from common import tiny_model
 from modeling_latent import LatentAttentionForCausalLM
+from ranks import run_ranks
 from test_remote_code import CODE, ROOT, check_folder, run_alone
 
 
@@ -79,31 +81,78 @@ def class_of_a_wrapper(folder: Path) -> torch.Tensor:
     return wrapped(IDS).logits
 
 
-def save_sharded(rank: int, folder: Path):
-    """One of two processes that share a model."""
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", CUDA_VISIBLE_DEVICES="")
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")  # accelerate asks for them, and has the group already
-    distributed.init_process_group("gloo", f"file://{folder}/meeting", world_size=2, rank=rank)
+# What each of two processes does that share a model, or its rows
+
+
+def train_one_step(trained: PreTrainedModel, folder: Path) -> None:
+    """With a learning rate of zero: the weights stay what they were."""
+    settings = {"max_steps": 1, "save_steps": 1, "learning_rate": 0.0, "save_only_model": True}
+    args = TrainingArguments(folder, **settings, use_cpu=True, report_to="none", disable_tqdm=True)
+    Trainer(trained, args, train_dataset=[{"input_ids": IDS[0], "labels": IDS[0]}] * 16).train()
+
+
+def save_sharded(folder: Path) -> None:
     by_hand, mesh = model(), init_device_mesh("cpu", (2,))
     for layer in by_hand.model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(by_hand, mesh=mesh)
     whole = get_model_state_dict(by_hand, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    by_hand.save_pretrained(folder / "by_hand", is_main_process=rank == 0, state_dict=whole)
+    by_hand.save_pretrained(folder / "by_hand", is_main_process=mesh.get_rank() == 0, state_dict=whole)
     loaded = LatentAttentionForCausalLM.from_pretrained(
         folder / "plain", distributed_config=DistributedConfig(fsdp_size=2)
     )
     loaded.save_pretrained(folder / "by_configuration")
     if TRAINER_TAKES_SHARDED:
-        settings = {"max_steps": 1, "save_steps": 1, "learning_rate": 0.0, "save_only_model": True}
-        args = TrainingArguments(folder / "trainer", **settings, use_cpu=True, report_to="none", disable_tqdm=True)
-        rows = [{"input_ids": IDS[0], "labels": IDS[0]}] * 16
-        Trainer(loaded, args, train_dataset=rows).train()
-    distributed.destroy_process_group()
+        train_one_step(loaded, folder / "trainer")
+
+
+def save_split(folder: Path) -> None:
+    split = LatentAttentionForCausalLM.from_pretrained(
+        folder / "plain", distributed_config=DistributedConfig(tp_plan="auto")
+    )
+    assert isinstance(split.model.layers[0].mlp.up_proj.weight, DTensor)
+    split.save_pretrained(folder / "tensor")
+
+
+def save_shared(folder: Path) -> None:
+    """Data parallel, and context parallel, which the `Trainer` takes for data parallel."""
+    train_one_step(model(), folder / "ddp")
+    sharing = model()
+    sharing.enable_context_parallel(init_device_mesh("cpu", (2,)))
+    train_one_step(sharing, folder / "context")
+
+
+def save_by_accelerate(folder: Path) -> None:
+    """accelerate shards on GPUs only; a process that takes itself for one of those shards on a CPU as well."""
+    accelerator = Accelerator(cpu=True)
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", state_dict_type="FULL_STATE_DICT"
+    )
+    PartialState().distributed_type = accelerator.state.distributed_type = DistributedType.FSDP
+    plain = model()
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.0)
+    sharded, optimizer = accelerator.prepare(plain, optimizer)
+    accelerator.backward(sharded(IDS, labels=IDS).loss)
+    optimizer.step()
+    assert all(isinstance(parameter, DTensor) for parameter in sharded.parameters())
+    accelerator.unwrap_model(sharded).save_pretrained(
+        folder / "accelerate",
+        is_main_process=accelerator.is_main_process,
+        save_function=accelerator.save,
+        state_dict=accelerator.get_state_dict(sharded),
+    )
 
 
 WRAPPERS = {wrapper.__name__: wrapper for wrapper in (compiled, merged_adapter, quantized, class_of_a_wrapper)}
-SHARDED = {"by hand": "by_hand", "by configuration": "by_configuration", "by Trainer": "trainer/checkpoint-1"}
+IN_TWO_PROCESSES = {
+    "FSDP2 by hand": "by_hand",
+    "FSDP2 by configuration": "by_configuration",
+    "FSDP2 by Trainer": "trainer/checkpoint-1",
+    "FSDP2 by accelerate": "accelerate",
+    "tensor parallel": "tensor",
+    "data parallel": "ddp/checkpoint-1",
+    "context parallel": "context/checkpoint-1",
+}
 
 
 def logits_alone(*folders):
@@ -123,9 +172,10 @@ def saved(tmp_path_factory) -> dict[str, tuple[Path, torch.Tensor]]:
     """The folder and the logits of each."""
     root = tmp_path_factory.mktemp("saved")
     folders = {name: (root / name, wrapper(root / name).detach()) for name, wrapper in WRAPPERS.items()}
-    torch.multiprocessing.spawn(save_sharded, (root,), nprocs=2)
+    for save in (save_sharded, save_split, save_shared, save_by_accelerate):
+        run_ranks(save, root, 2)
     logits = model()(IDS).logits.detach()
-    return folders | {name: (root / path, logits) for name, path in SHARDED.items() if (root / path).exists()}
+    return folders | {name: (root / path, logits) for name, path in IN_TWO_PROCESSES.items() if (root / path).exists()}
 
 
 @pytest.fixture(scope="module")
@@ -136,9 +186,9 @@ def loaded(saved, tmp_path_factory) -> dict:
     return dict(zip(saved, found.values(), strict=True))
 
 
-@pytest.mark.parametrize("name", [*WRAPPERS, *SHARDED])
+@pytest.mark.parametrize("name", [*WRAPPERS, *IN_TWO_PROCESSES])
 def test_a_wrapped_model_saves_this_code_and_loads_without_the_package(name, saved, loaded):
-    if name == "by Trainer" and not TRAINER_TAKES_SHARDED:
+    if name == "FSDP2 by Trainer" and not TRAINER_TAKES_SHARDED:
         pytest.skip("this version's Trainer does not take a model that comes sharded")
     folder, logits = saved[name]
     check_folder(folder)

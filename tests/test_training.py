@@ -16,9 +16,7 @@
 import functools
 import itertools
 import math
-import os
 import re
-from datetime import timedelta
 from pathlib import Path
 
 import accelerate
@@ -52,6 +50,7 @@ from modeling_latent import (
 )
 from modeling_latent.cache_name import CACHE_NAME, cache_of
 from modeling_latent.prefix_statistics import Statistics, merge, repeated_at_random
+from ranks import run_ranks
 
 
 VOCAB = 31
@@ -186,28 +185,25 @@ def test_in_a_single_chunk_nothing_is_compressed_and_the_compression_has_a_gradi
     assert without == {f"latent_attention.{name}" for name in compression}
 
 
-def train_beside_another(rank: int, folder: str) -> None:
+def train_beside_another(folder: Path) -> dict:
     """One of two processes: the first has rows of several chunks, the second rows of one."""
-    limit = timedelta(seconds=60)  # a process that waits for a gradient that never comes
-    distributed.init_process_group("gloo", f"file://{folder}/rendezvous", limit, world_size=2, rank=rank)
     model = DistributedDataParallel(tiny_model().train())
-    input_ids = random_ids(2, (LENGTH, 3)[rank])
+    input_ids = random_ids(2, (LENGTH, 3)[distributed.get_rank()])
     for _ in range(2):
         model.zero_grad()
         model(input_ids, labels=input_ids).loss.backward()
-    torch.save({name: parameter.grad for name, parameter in model.module.named_parameters()}, f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
+    return {name: parameter.grad for name, parameter in model.module.named_parameters()}
 
 
 def test_two_processes_of_which_one_has_short_rows_take_the_mean_of_their_gradients(tmp_path):
-    torch.multiprocessing.spawn(train_beside_another, (str(tmp_path),), nprocs=2)
+    found = run_ranks(train_beside_another, tmp_path, 2)
     model, parts = tiny_model().train(), []
     for length in (LENGTH, 3):
         input_ids = random_ids(2, length)
         parts.append(gradients(model, input_ids=input_ids, labels=input_ids))
     expected = {name: (gradient + parts[1][name]) / 2 for name, gradient in parts[0].items()}
-    for rank in (0, 1):
-        close(torch.load(tmp_path / f"{rank}.pt"), expected, atol=1e-6)
+    for of_rank in found:
+        close(of_rank, expected, atol=1e-6)
 
 
 def checkpoint_activations(model: LatentAttentionForCausalLM, use_reentrant: bool):
@@ -834,10 +830,8 @@ def test_the_tensor_parallel_plan_names_every_linear_layer_of_a_block_and_nothin
     assert named == {re.sub(r"^\d+", "layers.*", name) for name in linear}
 
 
-def run_in_parallel(rank: int, folder: Path, plan: dict, input_ids: torch.Tensor, attention_mask: torch.Tensor):
-    """One of two processes that share a model: saves its logits, generated tokens and gradients."""
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", CUDA_VISIBLE_DEVICES="")
-    distributed.init_process_group("gloo", f"file://{folder}/meeting", world_size=2, rank=rank)
+def run_in_parallel(folder: Path, plan: dict, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple:
+    """One of two processes that share a model: its logits, generated tokens and gradients."""
     model = LatentAttentionForCausalLM.from_pretrained(folder, distributed_config=DistributedConfig(**plan))
     whole = [name for name, tensor in model.named_parameters() if not isinstance(tensor, DTensor)]
     outputs = model(input_ids, attention_mask=attention_mask, labels=input_ids)
@@ -847,8 +841,7 @@ def run_in_parallel(rank: int, folder: Path, plan: dict, input_ids: torch.Tensor
         grads = {name: tensor.grad for name, tensor in model.named_parameters()}
         grads = {name: grad.full_tensor() if isinstance(grad, DTensor) else grad for name, grad in grads.items()}
     generated = model.generate(input_ids, attention_mask=attention_mask, **GREEDY)
-    torch.save((outputs.logits.detach(), generated, grads, whole), folder / f"{rank}.pt")
-    distributed.destroy_process_group()
+    return outputs.logits.detach(), generated, grads, whole
 
 
 GREEDY = {"max_new_tokens": 9, "do_sample": False, "pad_token_id": 0}
@@ -862,10 +855,7 @@ def test_two_processes_that_share_a_model_equal_one(parallel, tied, tmp_path):
     inputs["attention_mask"][0, :3] = 0
     real = inputs["attention_mask"].bool()
     model.save_pretrained(tmp_path)
-    arguments = (tmp_path, PLANS[parallel], *inputs.values())
-    torch.multiprocessing.spawn(run_in_parallel, arguments, nprocs=2)
-    for rank in range(2):
-        logits, generated, grads, whole = torch.load(tmp_path / f"{rank}.pt")
+    for logits, generated, grads, whole in run_ranks(run_in_parallel, tmp_path, 2, PLANS[parallel], *inputs.values()):
         close(logits[real], model(**inputs).logits[real])
         assert torch.equal(generated, model.generate(**inputs, **GREEDY))
         if parallel == "tensor":
