@@ -29,7 +29,7 @@ from test_heads import word_tokenizer
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-EXPORT = ROOT / "docs" / "export.md"  # deep_docs.py runs its code, which takes a minute
+EXPORT, SCALING = ROOT / "docs" / "export.md", ROOT / "docs" / "scaling.md"
 PROGRAMS = {"examples/train.py": "train", "examples/visualize.py": "visualize", "hub_upload.py": "hub_upload"}
 # What makes a command short enough for a test; the last of two equal flags counts.
 SHORTER = {
@@ -49,7 +49,8 @@ def blocks(page: Path, language: str) -> list[str]:
 
 def having(language: str):
     """A parameter for the pages that have blocks in this language."""
-    pages = [page for page in PAGES if blocks(page, language) and page != EXPORT]
+    # deep_docs.py runs the code of exports, which takes a minute, and test_scaling.py that of several processes.
+    pages = [page for page in PAGES if blocks(page, language) and page not in (EXPORT, SCALING)]
     return pytest.mark.parametrize("page", pages, ids=lambda page: page.stem)
 
 
