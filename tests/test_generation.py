@@ -914,7 +914,7 @@ def test_text_generation_pipeline_gives_each_prompt_its_own_text():
     together = generator(prompts, batch_size=3, **settings)
     for prompt, (result,) in zip(prompts, together, strict=True):
         row = tokenizer(prompt, return_tensors="pt").input_ids
-        new = generate(model, row, eos_token_id=1)[0, row.shape[1] :]
+        new = generate(model, row)[0, row.shape[1] :]
         assert result["generated_text"].strip() == tokenizer.decode(new, skip_special_tokens=True)
 
 
@@ -1086,7 +1086,7 @@ def test_an_empty_cache_made_for_another_model_is_refused(make):
         {"num_sink_tokens": 2},
         {"layer_pattern": ["local"]},
         {"layer_pattern": ["latent"]},
-        {"layer_pattern": ["both", "local"]},
+        {"layer_pattern": ["local", "both"]},
     ],
     ids=str,
 )
@@ -1104,7 +1104,7 @@ def test_the_error_names_what_differs_and_nothing_else():
     with pytest.raises(ValueError, match="a model with {'chunk_size': 8}, but this one has {'chunk_size': 4}"):
         double_model()(random_ids(1, 1), cache=cache)
     # A pattern counts by the layers that come of it.
-    same = double_model(layer_pattern=["local", "both", "latent"])
+    same = double_model(layer_pattern=["both", "local", "latent"])
     same(random_ids(1, 1), cache=cache_of(double_model()(random_ids(1, 9), use_cache=True)))
 
 

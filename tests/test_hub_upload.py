@@ -699,7 +699,7 @@ WINDOW = "What left the window of the last 4 to 7 tokens"
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        ({}, f"{WINDOW} is known only as far as the 3 latents in layers 1, 3 (counted from 0) hold it."),
+        ({}, f"{WINDOW} is known only as far as the 3 latents in layers 0, 2, 4 (counted from 0) hold it."),
         (
             {"layer_pattern": ["both"], "num_sink_tokens": 2},
             f"{WINDOW}, apart from the text's first tokens (`num_sink_tokens`), is known only as far as the 3 latents "

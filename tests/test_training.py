@@ -551,7 +551,7 @@ def test_layers_offloaded_to_disk_give_the_same_logits_and_text(sharded, tmp_pat
     model, folder = sharded
     input_ids = random_ids(2, LENGTH)
     device_map = {"model.embed_tokens": "cpu", "model.norm": "cpu", "lm_head": "cpu"}
-    device_map |= {"model.layers.0": "cpu", "model.layers.1": "disk"}
+    device_map |= {"model.layers.0": "disk", "model.layers.1": "cpu"}
     loaded = LatentAttentionForCausalLM.from_pretrained(
         folder, device_map=device_map, offload_folder=tmp_path / "offloaded"
     )
@@ -754,10 +754,10 @@ def test_trainer_overfits_evaluates_saves_and_resumes(tmp_path):
     trainer.train()
     steps = losses(trainer)
     assert len(steps) == 20
-    # Any of 96 tokens is a loss of log(96) = 4.56; it has to be less than half of that.
-    assert steps[0] > 4 and steps[-1] < 2.28
+    # Any of 96 tokens is a loss of log(96) = 4.56, from which it has to fall by 2.
+    assert steps[0] > 4 and steps[-1] < 2.56
     evaluated = trainer.evaluate()["eval_loss"]
-    assert evaluated < 2.28
+    assert evaluated < 2.56
 
     trainer.save_model(tmp_path / "model")
     saved = make_trainer(tmp_path / "other")
