@@ -22,7 +22,7 @@ demo: $(VENV)/train.stamp
 
 # The README's picture: what the latents of the demo's model attend to in a file of the standard library.
 picture: $(VENV)/train.stamp
-	$(PYTHON) examples/visualize.py $(OUT) --layer 0 --output_dir out/attention \
+	$(PYTHON) examples/visualize.py $(OUT) --layer 1 --output_dir out/attention \
 		--text "$$($(PYTHON) -c 'import textwrap; print(textwrap.__file__)')"
 	cp out/attention/attention.png docs/attention.png
 

@@ -14,7 +14,7 @@
 """
 Show what the latents of one layer attend to in a text.
 
-    python examples/visualize.py CHECKPOINT --text FILE --layer 0 --output_dir out/attention
+    python examples/visualize.py CHECKPOINT --text FILE --layer 1 --output_dir out/attention
 
 Writes attention.html, a page to click through that needs no network, and the pictures compression.png, distance.png
 and attention.png, which is both. The model is loaded as anybody would load it: as remote code.
