@@ -59,7 +59,9 @@ def workplace(tmp_path, monkeypatch) -> Path:
     """A folder with tiny stand-ins for what the commands name: a checkpoint, a configuration and texts."""
     tokenizer = word_tokenizer()
     tokenizer.eos_token = tokenizer.pad_token
-    config = tiny_config(layer_pattern=["local", "both"], vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0, pad_token_id=1)
+    config = tiny_config(
+        layer_pattern=["local", "both"], vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0, pad_token_id=1
+    )
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "out" / "demo")
     tokenizer.save_pretrained(tmp_path / "out" / "demo")
     settings = {**tiny_config(vocab_size=300, bos_token_id=0, eos_token_id=0, pad_token_id=1).to_dict(), "dtype": None}
