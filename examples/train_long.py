@@ -35,7 +35,7 @@ from transformers import HfArgumentParser, Trainer, TrainingArguments, default_d
 
 import modeling_latent  # noqa: F401 (registers the model with the Auto classes)
 from documents import load_documents
-from train import ExampleArguments, checkpoint_to_resume, load_model, load_tokenizer, pack, tokenize
+from train import ExampleArguments, checkpoint_to_resume, load_model, load_tokenizer, packed_rows, tokenized
 
 
 @dataclass
@@ -103,11 +103,8 @@ def main(argv: list[str] | None = None) -> None:
         parallelism = ParallelismConfig(dp_shard_size=groups, cp_size=args.cp_size)
         model.enable_context_parallel(parallelism.get_device_mesh(training_args.device.type))
 
-    columns = documents["train"].column_names
-    settings = {"eos_token_id": tokenizer.eos_token_id, "block_size": args.block_size}
     with training_args.main_process_first():  # the others read what it has written
-        tokens = documents.map(tokenize, batched=True, remove_columns=columns, fn_kwargs={"tokenizer": tokenizer})
-        rows = tokens.map(pack, batched=True, remove_columns=["input_ids"], fn_kwargs=settings)
+        rows = packed_rows(tokenized(documents, tokenizer), tokenizer, args.block_size)
     train_size, eval_size = training_args.per_device_train_batch_size, training_args.per_device_eval_batch_size
     trainer = Trainer(
         model=model,

@@ -126,8 +126,8 @@ class LatentAttentionConfig(PreTrainedConfig):
             the token stream starts in proportion to it. 1 / sqrt(hidden_size) is recommended.
         norm_type (`str`, defaults to `"layer_norm"`): `"layer_norm"` or `"rms_norm"`.
         norm_eps (`float`, defaults to 1e-5): Added to the variance in every norm.
-        rope_parameters (`dict`): Of the rotary embeddings in local attention, `{"rope_type": "default",
-            "rope_theta": 10000.0}` by default. The `rope_type` "llama3" is for weights that were trained with it.
+        rope_parameters (`dict`): Of the rotary embeddings in local attention. Defaults to
+            `{"rope_type": "default", "rope_theta": 10000.0}`; "llama3" is for weights that were trained with it.
         attention_bias (`bool`, defaults to `False`): Biases on `q_proj`, `k_proj`, `v_proj`; never on `o_proj`,
             so that latents that have read nothing stay as they are.
         qk_norm (`bool`, defaults to `False`): Norms over the numbers of each head on the queries and keys of local

@@ -233,7 +233,10 @@ def test_rope_parameters_count_before_their_older_names():
 
 def test_the_docstring_states_the_defaults():
     stated = re.findall(r"^ +(\w+) \(`\w+`, defaults to `?(.+?)`?\):", LatentAttentionConfig.__doc__, re.MULTILINE)
-    assert {"num_latents", "mlp_conv_kernel_size", "norm_type"} < dict(stated).keys()
+    stated += re.findall(
+        r"^ +(\w+) \(`dict`\): .*Defaults to\s+`(\{.+?\})`", LatentAttentionConfig.__doc__, re.MULTILINE
+    )
+    assert {"num_latents", "mlp_conv_kernel_size", "norm_type", "rope_parameters"} < dict(stated).keys()
     config = LatentAttentionConfig()
     assert {name: getattr(config, name) for name, _ in stated} == {name: literal_eval(text) for name, text in stated}
 

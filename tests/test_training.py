@@ -741,7 +741,8 @@ def make_trainer(folder, **arguments) -> Trainer:
         "seed": 0,
     }
     arguments = TrainingArguments(folder, **{**settings, **arguments})
-    model = LatentAttentionForCausalLM(tiny_config(vocab_size=96, hidden_size=32, chunk_size=8))
+    pattern = ["local", "both"]  # of the ready-made configurations, which learn a language sooner with it
+    model = LatentAttentionForCausalLM(tiny_config(vocab_size=96, hidden_size=32, chunk_size=8, layer_pattern=pattern))
     return Trainer(model, arguments, train_dataset=text_dataset(), eval_dataset=text_dataset(2))
 
 
@@ -754,10 +755,10 @@ def test_trainer_overfits_evaluates_saves_and_resumes(tmp_path):
     trainer.train()
     steps = losses(trainer)
     assert len(steps) == 20
-    # Any of 96 tokens is a loss of log(96) = 4.56, from which it has to fall by 2.
-    assert steps[0] > 4 and steps[-1] < 2.56
+    # Any of 96 tokens is a loss of log(96) = 4.56; it has to be less than half of that.
+    assert steps[0] > 4 and steps[-1] < 2.28
     evaluated = trainer.evaluate()["eval_loss"]
-    assert evaluated < 2.56
+    assert evaluated < 2.28
 
     trainer.save_model(tmp_path / "model")
     saved = make_trainer(tmp_path / "other")
