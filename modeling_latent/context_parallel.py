@@ -105,7 +105,8 @@ class RankGroup:
 
     def check_same(self, tokens: torch.Tensor) -> None:
         """
-        Check that all ranks got the same `tokens`, ids `(B, T, 1)` or embeddings `(B, T, D)`. Waits for the device, once a forward.
+        Check that all ranks got the same `tokens`, ids `(B, T, 1)` or embeddings `(B, T, D)`. Waits for the device,
+        once a forward.
 
         Raises:
             `ValueError`: on all ranks, if one of them got others.
