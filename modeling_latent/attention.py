@@ -79,11 +79,11 @@ def eager_attention_forward(
 
 
 def attention_mask_of(allowed: torch.Tensor, config: LatentAttentionConfig, dtype: torch.dtype):
-    """`allowed` `(X, 1, L, S)` as the attention implementation wants it."""
-    implementation = config._attn_implementation or "sdpa"
-    if implementation == "sdpa":
-        return allowed
-    if implementation == "flex_attention":
+    """
+    `allowed` `(X, 1, L, S)` as the attention implementation wants it. SDPA would take it as it is, too, and in every
+    layer make the same additive mask of it, which in training each of them would keep.
+    """
+    if config._attn_implementation == "flex_attention":
         batch, _, queries, keys = allowed.shape
         return create_block_mask(
             lambda x, head, query, key: allowed[x, 0, query, key], batch, None, queries, keys, device=allowed.device

@@ -86,7 +86,7 @@ class GridLayout(NamedTuple):
 class StepLayout(NamedTuple):
     """Where one more token of each sequence goes."""
 
-    tokens_seen: torch.Tensor  # (B,), tokens of the sequence before this one
+    tokens_seen: torch.Tensor  # (B,), tokens of the sequence, the new one among them
     slot: torch.Tensor  # (B,), the slot of the new token in its chunk
     new_chunk_rows: torch.Tensor  # (X,), candidates: every row that enters a new chunk is among them
     enters_chunk: torch.Tensor  # (X,), which of the candidates do
@@ -203,8 +203,7 @@ def step_layout(tokens_seen: torch.Tensor, chunk_size: int, new_chunk_rows: torc
         rows = torch.arange(tokens_seen.shape[0], device=tokens_seen.device)
         new_chunk_rows = rows if compiling else enters_chunk.nonzero()[:, 0]
     chunk_index = (tokens_seen // chunk_size)[:, None]
-    # A copy: what a static cache holds is written in place by its first layer, before the others have read it.
-    return StepLayout(tokens_seen.clone(), slot, new_chunk_rows, enters_chunk[new_chunk_rows], chunk_index)
+    return StepLayout(tokens_seen + 1, slot, new_chunk_rows, enters_chunk[new_chunk_rows], chunk_index)
 
 
 def running_max(values: torch.Tensor) -> torch.Tensor:

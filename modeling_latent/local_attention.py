@@ -43,45 +43,53 @@ def rotary_frequencies(config: LatentAttentionConfig, device: torch.device, dtyp
 
 
 def rotary_embedding(config: LatentAttentionConfig, length: int, like: torch.Tensor) -> torch.Tensor:
-    """Cosines and sines `(2, length, d / 2)` of the rotary position embedding for a window's slots.
+    """
+    Cosines and sines `(2, length, d)` of the rotary position embedding for a window's slots: each angle twice, as it
+    turns one number of either half of a head, and the sines of the first half negative, see `rotate`.
 
     Made anew in each forward, a few thousand numbers: a buffer would have to survive every way of loading.
     """
     dtype = torch.promote_types(like.dtype, torch.float32)
     frequencies = rotary_frequencies(config, like.device, dtype)
     angles = torch.arange(length, device=like.device, dtype=dtype)[:, None] * frequencies
-    return torch.stack([angles.cos(), angles.sin()]).to(like.dtype)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.stack([torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)]).to(like.dtype)
 
 
 class WindowRotation(NamedTuple):
     """
-    Cosines and sines, `(2, ..., d / 2)` each, by which queries and keys turn.
+    Cosines and sines, `(2, ..., d)` each, by which queries and keys turn.
 
     The slots of a window are counted from its first sink: S sinks, C slots of the chunk before, C of the own chunk. So
     a key turns back by a chunk when it is seen from the next chunk, and by S slots more when it becomes a sink.
     """
 
-    own: torch.Tensor  # of the slots where tokens stand: (2, C, d / 2), in a step (2, B, 1, 1, d / 2)
-    chunk: torch.Tensor  # (2, d / 2), by C slots
-    to_sink: torch.Tensor  # (2, d / 2), by S slots
+    own: torch.Tensor  # of the slots where tokens stand: (2, C, d), in a step (2, B, 1, 1, d)
+    chunk: torch.Tensor  # (2, d), by C slots
+    to_sink: torch.Tensor  # (2, d), by S slots
+    step_slot: torch.Tensor | None  # (B,), in a step the new token's slot among all S + 2C of its window
 
 
 def window_rotation(
     config: LatentAttentionConfig, layout: GridLayout | StepLayout, like: torch.Tensor
 ) -> WindowRotation:
     size, sinks = config.chunk_size, config.num_sink_tokens
-    table = rotary_embedding(config, sinks + 2 * size, like)  # (2, S + 2C, d / 2)
-    own = table[:, sinks + size :]
+    table = rotary_embedding(config, sinks + 2 * size, like)  # (2, S + 2C, d)
+    own, step_slot = table[:, sinks + size :], None
     if isinstance(layout, StepLayout):
-        own = own[:, layout.slot][:, :, None, None]
-    return WindowRotation(own, table[:, size], table[:, sinks])
+        step_slot = layout.slot + (sinks + size)
+        own = table[:, step_slot][:, :, None, None]
+    return WindowRotation(own, table[:, size], table[:, sinks], step_slot)
 
 
 def rotate(states: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
-    """`states` `(..., d)` turned by the angles of which these are cosines and sines, `(2, ..., d / 2)`."""
+    """
+    Turn `states` `(..., d)` by the angles of which these are cosines and sines, `(2, ..., d)`. A pair of numbers that
+    turn together, `(first, second)`, becomes `(first cos - second sin, second cos + first sin)`. The one is in the
+    first half of the head, the other at the same place in the second, so half a roll puts each beside its partner.
+    """
     cos, sin = rotation
-    first, second = states.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return torch.addcmul(states * cos, states.roll(states.shape[-1] // 2, -1), sin)
 
 
 def rotate_back(states: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
@@ -191,7 +199,7 @@ class LocalAttention(MultiHeadAttention):
             before = seen_from_next(window.slots(sinks + size, sinks + 2 * size), rotation)
             return join([kept, before, map_tensors(torch.zeros_like, before)])
 
-        return update_rows(cached, layout, move_on).write(layout.slot + sinks + size, new)
+        return update_rows(cached, layout, move_on).write(rotation.step_slot, new)
 
     def causal_windows(
         self, own: KeysValues, layout: GridLayout, rotation: WindowRotation, cached: KeysValues | None

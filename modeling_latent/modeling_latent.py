@@ -105,6 +105,7 @@ from .model_inputs import (
     refuse_activated_lora,
     warn_of_other_arguments,
 )
+from .pieces import goes_in_pieces, of_last_real_token, piece_length
 from .token_conv import convolve, make_token_conv
 
 
@@ -390,6 +391,8 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
         starts = packed_starts(position_ids, cu_seq_lens_q, seq_idx, valid, tokens_seen, tokens)
         # At most: what lies in front of the first and behind the last one is a sequence, too.
         sequences = None if cu_seq_lens_q is None else cu_seq_lens_q.shape[0] + 1
+        if starts is None and self.rank_group is None and goes_in_pieces(tokens, self.config, kwargs):
+            return self.run_pieces(tokens, valid, cache, piece_length(tokens, self.config.chunk_size))
         layout = self.make_layout(tokens, valid, starts, sequences, tokens_seen, cache is not None, new_chunk_rows)
         if self.training and torch.is_grad_enabled():
             self.look_for_memory(layout)
@@ -400,6 +403,23 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
         kwargs |= what_to_record(kwargs.get("output_attentions"), self.config)
         outputs = self.run_layers(layout, inputs_embeds, cache, **{**kwargs, "return_dict": True})
         return self.in_token_order(outputs, layout, inputs_embeds)
+
+    def run_pieces(self, inputs_embeds, valid, cache: Cache | None, length: int) -> LatentAttentionModelOutput:
+        """
+        Run the layers on `length` tokens of each row after the other, as a caller does who passes a long row in
+        pieces: nothing is computed for more tokens at once.
+        """
+        pieces = DynamicCache(config=self.config) if cache is None else cache
+        hidden_states = []
+        for start in range(0, inputs_embeds.shape[1], length):
+            embeds = inputs_embeds[:, start : start + length]
+            tokens_seen = check_cache(pieces, self.config, embeds)
+            real = None if valid is None else valid[:, start : start + length]
+            layout = self.make_layout(embeds, real, None, None, tokens_seen, with_cache=True, new_chunk_rows=None)
+            outputs = self.run_layers(layout, embeds, pieces, return_dict=True)
+            hidden_states.append(layout.to_tokens(outputs.last_hidden_state))
+        hidden_states = of_last_real_token(torch.cat(hidden_states, dim=1), valid)  # (B, T, D)
+        return LatentAttentionModelOutput(last_hidden_state=hidden_states, **{CACHE_NAME: cache})
 
     def make_layout(
         self, inputs_embeds, valid, starts, sequences, tokens_seen, with_cache, new_chunk_rows

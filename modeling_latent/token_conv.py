@@ -47,10 +47,14 @@ class TokenConv(nn.Conv1d):
         return tokens + nn.functional.silu(convolved), inputs
 
     def convolve_step(self, tokens, layout: StepLayout, cached: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Take one weighted sum: the operator for whole sequences takes many times as long for a single token."""
+        """
+        Take a product of K inputs and K weights per number: the operator for whole sequences takes many times as long
+        for a single token.
+        """
         inputs = torch.cat([cached, tokens], dim=1)  # (B, K, D)
-        convolved = (inputs * self.weight[:, 0].T).sum(1, keepdim=True) + self.bias
-        return convolved, inputs[:, 1:].clone()  # not a view, which would keep the input that is left behind
+        weight = self.weight.transpose(1, 2)  # (D, K, 1)
+        convolved = torch.baddbmm(self.bias[:, None, None], inputs.permute(2, 0, 1), weight)  # (D, B, 1)
+        return convolved.permute(1, 2, 0), inputs[:, 1:].clone()  # a view would keep the input that is left behind
 
     def convolve_grid(
         self, tokens, layout: GridLayout, cached: torch.Tensor | None

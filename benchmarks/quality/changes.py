@@ -96,10 +96,10 @@ class OneSoftmaxLayer(LatentAttentionDecoderLayer):
         queries = torch.cat([rotate(queries, position_embeddings.own), queries], dim=-1)
         keys = torch.cat([pad(near.keys, (0, local.head_dim)), pad(far.keys, (local.head_dim, 0))], dim=3)
         values = torch.cat([near.values, far.values], dim=3)
-        allowed = pad(attention_mask, (0, far.keys.shape[3]), value=True)
+        mask = pad(attention_mask, (0, far.keys.shape[3]))  # which is additive
         attended = scaled_dot_product_attention(
             *(states.flatten(0, 1) for states in (queries, keys, values)),
-            allowed,
+            mask,
             scale=local.scaling,
             enable_gqa=True,
         )
