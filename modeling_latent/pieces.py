@@ -41,7 +41,7 @@ def piece_length(tokens: torch.Tensor, chunk_size: int) -> int:
 
 
 def goes_in_pieces(tokens: torch.Tensor, config: LatentAttentionConfig, arguments: dict) -> bool:
-    """Whether rows of one sequence each, `(B, T, ...)`, are long, and only the last layer's hidden states are wanted."""
+    """Whether rows of one sequence each, `(B, T, ...)`, are long, and nothing of layers before the last is wanted."""
     recorded = ("output_attentions", "output_hidden_states")
     records = any(arguments.get(name) or getattr(config, name, False) for name in recorded)
     needs_whole_row = torch.is_grad_enabled() or not config.is_causal or records
