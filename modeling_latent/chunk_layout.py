@@ -50,7 +50,8 @@ class GridLayout(NamedTuple):
     chunk_index: torch.Tensor  # (R or 1, N), number of each chunk in its sequence, from 0
     slot_valid: torch.Tensor | None = None  # (R or 1, N, C), whether a token stands there
     indices: SlotIndices | None = None  # None: slot i holds token i
-    sequence_ids: torch.Tensor | None = None  # (R, N), only where a row packs several sequences
+    sequence_ids: torch.Tensor | None = None  # (R, N), only where a row packs several sequences, as `places`
+    places: torch.Tensor | None = None  # (R, N, C), of each slot's token in its sequence, from 0
     filled: torch.Tensor | None = None  # (B,), slots of the first chunk whose tokens are in the cache already
     progress: Progress | None = None  # (B, T), only beside a cache
     shard: tuple | None = None  # a `Shard`, where the chunks are one rank's of several that share the sequences
@@ -139,23 +140,30 @@ def grid_layout(
     filled = torch.where(past > 0, (past - 1) % chunk_size + 1, 0)  # (B,), C for a chunk that is complete
     place = _places(valid, starts) + past[:, None]  # (B, T)
     opens_chunk = valid & (place % chunk_size == 0)
-    chunk = (opens_chunk.cumsum(1) - 1 + (filled > 0)[:, None]).clamp(min=0)  # (B, T)
-    slot = chunk * chunk_size + place % chunk_size  # (B, T)
-    if starts is None:
-        chunks = chunks_of(length if tokens_seen is None else length + chunk_size, chunk_size)
-    elif torch.compiler.is_compiling() and most_sequences is not None:
-        chunks = length // chunk_size + most_sequences
+    compiled = torch.compiler.is_compiling() and most_sequences is not None
+    if starts is not None and not with_cache and not compiled:
+        slot, chunks = _slots_of_documents(place, valid, chunk_size)
+        chunk = slot // chunk_size  # (B, T)
     else:
-        # The one case whose number of chunks depends on the data: it waits for the device, once a forward.
-        chunks = int(chunk.max()) + 1
+        chunk = (opens_chunk.cumsum(1) - 1 + (filled > 0)[:, None]).clamp(min=0)  # (B, T)
+        slot = chunk * chunk_size + place % chunk_size  # (B, T)
+        if starts is None:
+            chunks = chunks_of(length if tokens_seen is None else length + chunk_size, chunk_size)
+        else:
+            chunks = length // chunk_size + most_sequences if compiled else int(chunk.max()) + 1
     first_index = (past - 1).clamp(min=0) // chunk_size  # (B,), of a row's first chunk, which may be in the cache
     chunk_index = _chunk_index(chunk.where(opens_chunk, chunks), chunks, place // chunk_size, first_index)
+    gather = _gather_indices(slot, valid, (batch, chunks, chunk_size))
+    packed = {}
+    if starts is not None:
+        places = place.clamp(min=0).flatten()[gather["indices"].slot_tokens].view(batch, chunks, chunk_size)
+        packed = {"sequence_ids": (chunk_index == 0).cumsum(1), "places": places}
     return GridLayout(
         batch_shape,
         (batch, chunks, chunk_size),
         chunk_index,
-        **_gather_indices(slot, valid, (batch, chunks, chunk_size)),
-        sequence_ids=None if starts is None else (chunk_index == 0).cumsum(1),
+        **gather,
+        **packed,
         filled=None if tokens_seen is None else filled,
         progress=_progress(slot, place, valid, filled, past) if with_cache else None,
     )
@@ -231,6 +239,36 @@ def _places(valid, starts) -> torch.Tensor:
     """Every real token's place in its sequence, `(B, T)`."""
     rank = valid.cumsum(1) - 1  # order among the row's real tokens
     return rank if starts is None else rank - running_max(torch.where(starts, rank, 0))
+
+
+def _slots_of_documents(place, valid, chunk_size: int) -> tuple[torch.Tensor, int]:
+    """
+    The slots of packed documents' tokens in their rows, `(B, T)`, and how many chunks the fullest row has. It waits
+    for the device, once a forward: how many chunks there are depends on the data.
+    """
+    document = ((valid & (place == 0)).cumsum(1) - 1).clamp(min=0)  # (B, T)
+    lengths = place.new_zeros(place.shape[0], int(document.max()) + 1).scatter_add(1, document, valid.to(place.dtype))
+    rows = [first_slots(row, chunk_size) for row in lengths.tolist()]
+    first = torch.tensor([row[:-1] for row in rows], device=place.device)  # (B, documents)
+    slot = (first.gather(1, document) + place).clamp(min=0)
+    return slot, chunks_of(max(row[-1] for row in rows), chunk_size)
+
+
+def first_slots(lengths: list[int], chunk_size: int) -> list[int]:
+    """
+    Where documents of these lengths begin in their row, and at the end how many slots they fill. One after the other
+    starts at the next chunk, or, if it fits into the rest of a chunk, there, unless a longer document ends in it:
+    documents that share a chunk read latents that have read nothing.
+    """
+    slots, end = [], 0
+    for length in lengths:
+        left = -end % chunk_size  # slots of the last chunk
+        start = end if length <= left else end + left
+        slots.append(start)
+        end = start + length
+        if length > chunk_size:
+            end += -end % chunk_size
+    return [*slots, end]
 
 
 def _chunk_index(opened, chunks: int, index, first_index) -> torch.Tensor:

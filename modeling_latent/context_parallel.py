@@ -204,6 +204,7 @@ def shard_layout(layout: GridLayout, ranks: RankGroup, least_slots: int) -> Grid
         (rows, count, size),
         chunk_index,
         sequence_ids=None if layout.sequence_ids is None else own_chunks(layout.sequence_ids),
+        places=None if layout.places is None else own_chunks(layout.places),
         progress=layout.progress,
         shard=Shard(ranks, token_indices, first_rank, continues),
     )

@@ -108,24 +108,29 @@ def local_attention_mask(config: LatentAttentionConfig, layout: GridLayout | Ste
         allowed = visible_in_window(config, layout.chunk_index, layout.slot[:, None, None])
     else:
         order = torch.arange(config.chunk_size, device=layout.chunk_index.device)
-        allowed = visible_in_window(config, layout.chunk_index, order[None, None])
+        allowed = visible_in_window(config, layout.chunk_index, order[None, None], layout.places)
         allowed = allowed.expand(layout.grid_shape[0], *allowed.shape[1:])
     return attention_mask_of(allowed.flatten(0, 1)[:, None], config, dtype)
 
 
 def visible_in_window(
-    config: LatentAttentionConfig, chunk_index: torch.Tensor, query_slots: torch.Tensor
+    config: LatentAttentionConfig,
+    chunk_index: torch.Tensor,
+    query_slots: torch.Tensor,
+    places: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
     `(X, N, Q, S + 2C)`, for queries in the slots `(X or 1, 1, Q)` of chunks with these numbers `(X, N)`: the chunk
     before if there is one, the own chunk up to the query, and from the third chunk on the sinks, which until then are
-    in the window.
+    in the window. Of a chunk that several documents share, the own one: as many slots back as the query's place.
     """
     order = torch.arange(config.chunk_size, device=chunk_index.device)
     shape = (*chunk_index.shape, query_slots.shape[-1])
     sinks = (chunk_index >= 2)[..., None, None].expand(*shape, config.num_sink_tokens)
     before = (chunk_index >= 1)[..., None, None].expand(*shape, config.chunk_size)
-    own = (order <= query_slots[..., None]).expand(*shape, config.chunk_size)
+    back = query_slots[..., None] - order  # (X or 1, 1, Q, C)
+    own = back >= 0 if places is None else (back >= 0) & (back <= places[..., None])
+    own = own.expand(*shape, config.chunk_size)
     return torch.cat([sinks, before, own], dim=-1)
 
 

@@ -63,9 +63,20 @@ class TokenConv(nn.Conv1d):
         if layout.sequence_ids is None:
             convolved = super().forward(inputs.transpose(1, 2)).transpose(1, 2)  # (R, N C, D)
         else:
-            windows = self.windows(inputs, layout).flatten(0, 1)  # (R N, D, K - 1 + C)
-            convolved = super().forward(windows).transpose(1, 2)  # (R N, C, D)
+            convolved = self.convolve_documents(inputs, layout.places.flatten(1))  # (R, N C, D)
         return convolved.reshape(tokens.shape), inputs
+
+    def convolve_documents(self, inputs: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """
+        Convolve packed documents: `inputs` `(R, K - 1 + N C, D)`, of which a token at `places` `(R, N C)` of its
+        document reads no more than are in it. One product for each distance back, as the operator knows no documents.
+        """
+        slots, convolved = places.shape[1], self.bias
+        for back, weight in enumerate(self.weight[:, 0].flip(1).unbind(1)):  # (D,), of the token itself first
+            start = inputs.shape[1] - slots - back
+            read = inputs[:, start : start + slots].masked_fill((places < back)[..., None], 0)  # (R, N C, D)
+            convolved = torch.addcmul(convolved, read, weight)
+        return convolved
 
     def in_front(self, tokens: torch.Tensor, layout: GridLayout, cached: torch.Tensor | None) -> torch.Tensor:
         """
@@ -83,14 +94,6 @@ class TokenConv(nn.Conv1d):
             return inputs
         positions = layout.filled[:, None] + torch.arange(span, device=tokens.device)  # (R, K - 1)
         return inputs.scatter(1, positions[..., None].expand_as(cached), cached.to(inputs.dtype))
-
-    def windows(self, inputs: torch.Tensor, layout: GridLayout) -> torch.Tensor:
-        """Each chunk with the inputs in front of it, `(R, N, D, K - 1 + C)`, zeros for another sequence's."""
-        span, size = self.kernel_size[0] - 1, layout.grid_shape[2]
-        back = torch.arange(span, 0, -1, device=inputs.device)  # distance to the chunk's first slot
-        visible = layout.chunk_index[..., None] * size >= back  # (R, N, K - 1)
-        visible = nn.functional.pad(visible, (0, size), value=True)[:, :, None]
-        return inputs.unfold(1, span + size, size).masked_fill(~visible, 0)
 
 
 def make_token_conv(hidden_size: int, kernel_size: int, init_std: float | None = None) -> TokenConv | None:

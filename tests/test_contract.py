@@ -369,7 +369,7 @@ def test_4_right_padding_without_a_mask_changes_no_real_logit():
 @pytest.mark.parametrize("is_causal", [True, False])
 def test_5_packed_documents_give_the_logits_and_gradients_of_each_alone(is_causal, overrides):
     model = double_model(**in_direction(is_causal, overrides))
-    lengths = [5, 1, 8, 4, 13, 2]
+    lengths = [5, 1, 8, 4, 1, 2, 1, 13, 2, 3, 1, 3]  # of chunks of 4: two, three and two documents share one
     input_ids = random_ids(1, sum(lengths))
     position_ids = torch.cat([torch.arange(length) for length in lengths])[None]
     target = torch.randn(sum(lengths), 31, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
