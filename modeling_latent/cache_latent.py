@@ -17,11 +17,15 @@ from typing import NamedTuple
 
 import torch
 from transformers.cache_utils import STATIC_LAYER_TYPE_MAPPING, CacheLayerMixin, DynamicCache
+from transformers.utils import logging
+from transformers.utils.import_utils import is_torch_greater_or_equal
 
 from .chunk_layout import GridLayout, StepLayout
 from .configuration_latent import LatentAttentionConfig
 from .layer_state import KeysValues, LayerGrid, LayerState, MemoryGrid, MemoryState, map_tensors
 
+
+logger = logging.get_logger(__name__)
 
 # Tokens before a `crop` that the next one can undo: assistants with a tokenizer of their own go back further than they
 # went forward, by the few tokens that their tokenizer cuts otherwise.
@@ -188,6 +192,12 @@ class StaticLatentAttentionCacheLayer(LatentAttentionCacheLayer):
 
     def __init__(self, max_cache_len: int, **kwargs):
         super().__init__()
+        if not is_torch_greater_or_equal("2.13"):
+            logger.warning_once(
+                f"This is PyTorch {torch.__version__}. The code that 2.11 generates for a compiled step on a CPU writes a "
+                "static cache before it has read it, and gives wrong tokens: pass `disable_compile=True` to "
+                "`generate()`, or take PyTorch 2.13."
+            )
         self.max_cache_len = max_cache_len  # asked for by the cache's users; nothing here grows towards it
 
     def store(self, state: LayerState, tokens: int) -> None:

@@ -38,6 +38,7 @@ from transformers import (
 )
 from transformers.generation import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput, GenerationMixin
 from transformers.generation.streamers import BaseStreamer
+from transformers.utils.import_utils import is_torch_greater_or_equal
 
 from common import CLOSE, PATTERNS, double_model, every_pattern, random_ids, randomize, tiny_config, tiny_model
 from modeling_latent import LatentAttention, LatentAttentionForCausalLM, cache_latent
@@ -685,6 +686,7 @@ def test_a_compiled_step_finds_out_by_itself_which_rows_enter_a_chunk(compiled, 
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="needs a C++ compiler")
+@pytest.mark.skipif(not is_torch_greater_or_equal("2.13"), reason="this version of torch writes before it has read")
 def test_generated_code_equals_dynamic(compiled):
     model, prompt = double_model(num_hidden_layers=1, layer_pattern=["both"]), random_ids(1, 6)
     assert torch.equal(generate(model, prompt, **compiled("inductor")), generate(model, prompt))
