@@ -194,8 +194,8 @@ class StaticLatentAttentionCacheLayer(LatentAttentionCacheLayer):
         super().__init__()
         if not is_torch_greater_or_equal("2.13"):
             logger.warning_once(
-                f"This is PyTorch {torch.__version__}. The code that 2.11 generates for a compiled step on a CPU writes a "
-                "static cache before it has read it, and gives wrong tokens: pass `disable_compile=True` to "
+                f"This is PyTorch {torch.__version__}. The code that 2.11 generates for a compiled step on a CPU "
+                "writes a static cache before it has read it, and gives wrong tokens: pass `disable_compile=True` to "
                 "`generate()`, or take PyTorch 2.13."
             )
         self.max_cache_len = max_cache_len  # asked for by the cache's users; nothing here grows towards it
