@@ -86,9 +86,8 @@ def check_labels_of_rows(labels, rows: int, config: LatentAttentionConfig) -> No
 
 def part_of_mean(loss: torch.Tensor, labels: torch.Tensor, num_items_in_batch) -> torch.Tensor:
     """
-    What the mean `loss` of these `labels` contributes to the mean over `num_items_in_batch`, of which they are some.
-    They are never more than that: `Trainer` leaves labels of -100 out of its count, which in a regression is a number
-    like others.
+    What the mean `loss` of these `labels` adds to the mean over all `num_items_in_batch`. `Trainer` leaves labels of
+    -100 out of that number, which in a regression are values like others, so it is raised to the number of `labels`.
     """
     items = torch.as_tensor(num_items_in_batch, device=loss.device).clamp(min=labels.numel())
     return loss * labels.numel() / items

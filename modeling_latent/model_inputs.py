@@ -117,8 +117,11 @@ def check_no_cache_beside(checkpointing: bool, cache) -> None:
 
 def prepare_cache(cache, config: LatentAttentionConfig, inputs_embeds: torch.Tensor) -> torch.Tensor | None:
     """
-    Give the cache layers of this model's where it has none or empty ones of another copy of this code, and check that
-    it belongs to this model and batch. Return how many tokens it has seen, `(B,)`; `None` for an empty one, or none.
+    Make a cache ready for a forward, and return how many tokens each of its rows has seen, `(B,)`; `None` for an empty
+    cache, or none. One without layers gets this model's; empty layers of another copy of this code are replaced.
+
+    Raises:
+        `ValueError`: for a bidirectional model, and for a cache of another model, of another batch or with offloading.
     """
     if cache is None:
         return None
