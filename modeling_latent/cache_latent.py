@@ -68,6 +68,7 @@ class LatentAttentionCacheLayer(CacheLayerMixin):
     def __init__(self, **kwargs):
         super().__init__()
         self.state: LayerState | None = None
+        self.made_for: dict | None = None  # `state_fields` of the model whose state it holds
         self.length = torch.tensor(0, device="cpu")  # not a number, which an exported graph would hold for constant
         self.rearranged = 0  # how often rows were exchanged, expanded or selected
         self.history: list[PastForward] = []
@@ -222,9 +223,21 @@ class StaticLatentAttentionCacheLayer(LatentAttentionCacheLayer):
 
 
 def add_layers(cache, config: LatentAttentionConfig) -> None:
-    """To a `DynamicCache()`, which was made without a configuration and would come to have layers as they are used."""
+    """
+    Give a `DynamicCache()` its layers, all at once: made without a configuration, it has none, and would get the
+    library's own as they are used.
+    """
     if isinstance(cache, DynamicCache) and not cache.layers:
         cache.layers.extend(LatentAttentionCacheLayer() for _ in range(config.num_hidden_layers))
+
+
+def used_layer(cache) -> LatentAttentionCacheLayer | None:
+    """
+    The first layer with a state, if there is any. In a later stage of a pipeline the layers of earlier ones are empty,
+    and a cache of keys and values has none.
+    """
+    layers = getattr(cache, "layers", [])
+    return next((layer for layer in layers if getattr(layer, "state", None) is not None), None)
 
 
 def take_over_empty_layers(layers: list) -> None:

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from torch import distributed
 from transformers.modeling_utils import load_state_dict
 
@@ -111,3 +112,66 @@ def replaced_when_complete(folder: Path) -> Iterator[Path]:
     for file in files:
         file.replace(folder / file.name)
     new.rmdir()
+
+
+@contextmanager
+def named_as_registered(cls: type):
+    """
+    Let a class go by the name of the one that is registered. FSDP2 and others put a class of their own over ours, and
+    the library would save the file of that class as the checkpoint's code, and note its name.
+    """
+    registered = next((base for base in cls.__mro__ if vars(base).get("_auto_class")), cls)
+    names = cls.__module__, cls.__name__
+    cls.__module__, cls.__name__ = registered.__module__, registered.__name__
+    try:
+        yield
+    finally:
+        cls.__module__, cls.__name__ = names
+
+
+class CheckpointFilesMixin:
+    """How a model is loaded and saved: as the library does it, and what a user is told or spared besides."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """
+        Load as the library does. Say in a sentence which weights can't be read, and warn of weights that were trained
+        with another configuration.
+        """
+        try:
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except Exception as error:
+            folder = Path(str(pretrained_model_name_or_path), kwargs.get("subfolder") or "")
+            reason = what_is_wrong_with(folder, error)
+            if reason is None:
+                raise
+            raise ValueError(reason) from error
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.config.warn_of_changes_since_training()
+        return loaded
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        push_to_hub: bool = False,
+        *args,
+        **kwargs,
+    ) -> None:
+        """
+        Save as the library does, but where `save_directory` holds weights already, in its folder `.saving` first: a
+        process that is killed meanwhile leaves the older ones whole. This needs room for both, and does not hold for a
+        model that several processes save, nor with `push_to_hub`.
+        """
+        self.config.record_training()
+        folder, saves = Path(save_directory), self.should_save_on_this_rank(is_main_process)
+        arguments = is_main_process, state_dict, push_to_hub, *args
+        with named_as_registered(type(self)):
+            if saves and not push_to_hub and replaces_alone(folder):
+                with replaced_when_complete(folder) as new:
+                    super().save_pretrained(new, *arguments, **kwargs)
+            else:
+                super().save_pretrained(save_directory, *arguments, **kwargs)
+        if saves and re.fullmatch(r"checkpoint-\d+", folder.name):
+            copy_code_above(folder)

@@ -34,6 +34,7 @@ from typing import NamedTuple
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
+from .cache_name import CACHE_NAME
 from .chunk_layout import GridLayout, Progress, chunks_of
 from .layer_state import LayerState, map_tensors
 from .prefix_statistics import EMPTY, Statistics, merge, merge_visible
@@ -208,3 +209,26 @@ def shard_layout(layout: GridLayout, ranks: RankGroup, least_slots: int) -> Grid
         progress=layout.progress,
         shard=Shard(ranks, token_indices, first_rank, continues),
     )
+
+
+def check_context_parallel(cache, output_attentions: bool | None) -> None:
+    """Refuse what ranks that share sequences can't give: maps over all chunks, and a cache that goes back alone."""
+    if output_attentions:
+        raise ValueError(
+            "`output_attentions` is True, but several ranks share each sequence, and the maps are of all of its "
+            "tokens. Leave it out, or run the model in one process."
+        )
+    if any(getattr(layer, "record_past", False) for layer in getattr(cache, "layers", [])):
+        raise ValueError(
+            f"`{CACHE_NAME}` records what `crop` needs, but several ranks share each sequence: a rank that goes back "
+            "into a prefill would wait for the others. Call `activate_past_recording()` after the prefill."
+        )
+
+
+def check_logits_to_keep(logits_to_keep, token_indices: torch.Tensor | None) -> None:
+    """Refuse to count from the end of a row of which each rank has a part."""
+    if token_indices is not None and (isinstance(logits_to_keep, torch.Tensor) or logits_to_keep != 0):
+        raise ValueError(
+            f"`logits_to_keep` is {logits_to_keep}, but several ranks share each sequence, and each returns the "
+            "logits of its own tokens: leave it out, and pick by the `token_indices` of the output."
+        )

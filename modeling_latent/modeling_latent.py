@@ -29,10 +29,6 @@ Shapes: B batch, T tokens, D hidden_size, H heads, Hkv key/value heads, d head_d
 S sink tokens, K tokens of a convolution, and in the chunk layout R rows and N chunks.
 """
 
-import re
-from contextlib import contextmanager
-from pathlib import Path
-
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -46,7 +42,6 @@ from transformers import (
 )
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import GenerationMixin
 from transformers.modeling_layers import (
     GenericForQuestionAnswering,
     GenericForSequenceClassification,
@@ -75,36 +70,32 @@ from .attention_maps import (
     recorded,
     what_to_record,
 )
-from .cache_latent import add_layers
 from .cache_name import CACHE_NAME, cache_of, one_cache, refuse_other_names
-from .checkpoint_files import copy_code_above, replaced_when_complete, replaces_alone, what_is_wrong_with
+from .checkpoint_files import CheckpointFilesMixin
 from .chunk_layout import GridLayout, StepLayout, bidirectional_layout, grid_layout, step_layout
 from .configuration_latent import LatentAttentionConfig, check_config
-from .context_parallel import RankGroup, own_tokens, shard_layout
+from .context_parallel import RankGroup, check_context_parallel, check_logits_to_keep, own_tokens, shard_layout
+from .generation import LatentAttentionGenerationMixin
+from .labels import (
+    check_answers,
+    check_labels,
+    check_labels_of_rows,
+    check_places,
+    labels_to_divide_by,
+    next_labels,
+    part_of_mean,
+    predictable,
+)
 from .latent_attention import ChunkedLatentAttention, LatentAttention, init_weights
 from .local_attention import LocalAttention, WindowRotation, local_attention_mask, window_rotation
 from .model_inputs import (
-    TokensSeen,
-    check_answers,
-    check_cache,
-    check_context_parallel,
-    check_labels,
-    check_labels_of_rows,
-    check_logits_to_keep,
     check_no_cache_beside,
-    check_no_shared_prefill,
-    check_past_of_mask,
-    check_places,
     check_tokens,
-    labels_to_divide_by,
-    next_labels,
-    packed_starts,
-    predictable,
-    reaches_second_chunk,
+    prepare_cache,
     read_mask,
-    refuse_activated_lora,
     warn_of_other_arguments,
 )
+from .packing import packed_starts
 from .pieces import goes_in_pieces, of_last_real_token, piece_length
 from .token_conv import convolve, make_token_conv
 
@@ -178,22 +169,7 @@ class LatentAttentionDecoderLayer(GradientCheckpointingLayer):
         return hidden_states + transformed
 
 
-@contextmanager
-def named_as_registered(cls: type):
-    """
-    Let a class go by the name of the one that is registered. FSDP2 and others put a class of their own over ours, and
-    the library would save the file of that class as the checkpoint's code, and note its name.
-    """
-    registered = next((base for base in cls.__mro__ if vars(base).get("_auto_class")), cls)
-    names = cls.__module__, cls.__name__
-    cls.__module__, cls.__name__ = registered.__module__, registered.__name__
-    try:
-        yield
-    finally:
-        cls.__module__, cls.__name__ = names
-
-
-class LatentAttentionPreTrainedModel(PreTrainedModel):
+class LatentAttentionPreTrainedModel(CheckpointFilesMixin, PreTrainedModel):
     config: LatentAttentionConfig
     config_class = LatentAttentionConfig
     base_model_prefix = "model"
@@ -239,54 +215,17 @@ class LatentAttentionPreTrainedModel(PreTrainedModel):
             )
         return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """
-        Load as the library does. Say in a sentence which weights can't be read, and warn of weights that were trained
-        with another configuration.
-        """
-        try:
-            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        except Exception as error:
-            folder = Path(str(pretrained_model_name_or_path), kwargs.get("subfolder") or "")
-            reason = what_is_wrong_with(folder, error)
-            if reason is None:
-                raise
-            raise ValueError(reason) from error
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.config.warn_of_changes_since_training()
-        return loaded
-
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         init_weights(self.config, module)
 
-    def save_pretrained(
-        self,
-        save_directory: str | Path,
-        is_main_process: bool = True,
-        state_dict: dict[str, torch.Tensor] | None = None,
-        push_to_hub: bool = False,
-        *args,
-        **kwargs,
-    ) -> None:
-        """
-        Save as the library does, but where `save_directory` holds weights already, in its folder `.saving` first: a
-        process that is killed meanwhile leaves the older ones whole. This needs room for both, and does not hold for a
-        model that several processes save, nor with `push_to_hub`.
-        """
-        self.config.record_training()
-        folder, saves = Path(save_directory), self.should_save_on_this_rank(is_main_process)
-        arguments = is_main_process, state_dict, push_to_hub, *args
-        with named_as_registered(type(self)):
-            if saves and not push_to_hub and replaces_alone(folder):
-                with replaced_when_complete(folder) as new:
-                    super().save_pretrained(new, *arguments, **kwargs)
-            else:
-                super().save_pretrained(save_directory, *arguments, **kwargs)
-        if saves and re.fullmatch(r"checkpoint-\d+", folder.name):
-            copy_code_above(folder)
+
+def reaches_second_chunk(layout: GridLayout | StepLayout) -> bool:
+    """Whether a token stands behind a complete chunk. Waits for the device where rows are not simply filled."""
+    if isinstance(layout, GridLayout) and layout.indices is None:
+        return layout.grid_shape[1] > 1
+    return bool((layout.chunk_index > 0).any())
 
 
 class LatentAttentionModel(LatentAttentionPreTrainedModel):
@@ -385,7 +324,7 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
         check_no_cache_beside(checkpointing, cache)
         if use_cache and self.config.is_causal and not checkpointing and cache is None:
             cache = DynamicCache(config=self.config)
-        tokens_seen = check_cache(cache, self.config, tokens)
+        tokens_seen = prepare_cache(cache, self.config, tokens)
         valid, documents = read_mask(attention_mask, tokens, tokens_seen is not None)
         seq_idx = documents if seq_idx is None else seq_idx
         starts = packed_starts(position_ids, cu_seq_lens_q, seq_idx, valid, tokens_seen, tokens)
@@ -413,7 +352,7 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
         hidden_states = []
         for start in range(0, inputs_embeds.shape[1], length):
             embeds = inputs_embeds[:, start : start + length]
-            tokens_seen = check_cache(pieces, self.config, embeds)
+            tokens_seen = prepare_cache(pieces, self.config, embeds)
             real = None if valid is None else valid[:, start : start + length]
             layout = self.make_layout(embeds, real, None, None, tokens_seen, with_cache=True, new_chunk_rows=None)
             outputs = self.run_layers(layout, embeds, pieces, return_dict=True)
@@ -496,7 +435,18 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
         )
 
 
-class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, GenerationMixin):
+def refuse_activated_lora(model: nn.Module) -> None:
+    """Refuse adapters that act on the last so many tokens by PEFT's count: a layer sees slots, not rows of tokens."""
+    for name, adapter in getattr(model, "peft_config", {}).items():
+        if getattr(adapter, "alora_invocation_tokens", None):
+            raise ValueError(
+                f"The adapter `{name}` has `alora_invocation_tokens` {adapter.alora_invocation_tokens}, but must have "
+                "none: activated LoRA counts tokens from the end of a row, and this model's layers see chunks. Train "
+                "a plain LoRA instead."
+            )
+
+
+class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, LatentAttentionGenerationMixin):
     """Latent attention with a language modelling head."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -558,13 +508,7 @@ class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, GenerationMixin
             check_labels(labels, (input_ids if inputs_embeds is None else inputs_embeds).shape[:2])
             loss = self.loss_of_all_ranks(logits, labels, outputs.token_indices, attention_mask, kwargs)
         elif labels is not None:
-            if kwargs.get("shift_labels") is None:
-                check_labels(labels, logits.shape[:2])
-                kept, counted = predictable(labels, attention_mask), kwargs.get("num_items_in_batch")
-                if counted is not None:
-                    kwargs["num_items_in_batch"] = labels_to_divide_by(counted, labels, kept)
-                labels = kept
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            loss = self.loss_of_whole_rows(logits, labels, attention_mask, kwargs)
         return LatentAttentionCausalLMOutput(
             loss=loss, logits=logits, **{CACHE_NAME: cache_of(outputs)}, **recorded(outputs)
         )
@@ -572,6 +516,16 @@ class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, GenerationMixin
     def enable_context_parallel(self, mesh: DeviceMesh) -> None:
         """As [`LatentAttentionModel.enable_context_parallel`]; the loss is the same on all ranks of the mesh."""
         self.model.enable_context_parallel(mesh)
+
+    def loss_of_whole_rows(self, logits, labels, attention_mask, kwargs) -> torch.Tensor:
+        """The loss of `labels`, or `shift_labels`, `(B, kept)`, where this process has all tokens of each row."""
+        if kwargs.get("shift_labels") is None:
+            check_labels(labels, logits.shape[:2])
+            counted, predicted = kwargs.get("num_items_in_batch"), predictable(labels, attention_mask)
+            if counted is not None:
+                kwargs["num_items_in_batch"] = labels_to_divide_by(counted, labels, predicted)
+            labels = predicted
+        return self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
 
     def loss_of_all_ranks(self, logits, labels, token_indices, attention_mask, kwargs) -> torch.Tensor:
         """
@@ -585,89 +539,6 @@ class LatentAttentionForCausalLM(LatentAttentionPreTrainedModel, GenerationMixin
         vocab_size = self.config.vocab_size
         loss = self.loss_function(logits=logits, labels=None, shift_labels=own, vocab_size=vocab_size, **kwargs)
         return self.model.rank_group.sum(loss)
-
-    @staticmethod
-    def create_masks_for_generate(config, inputs_embeds, attention_mask=None, **kwargs):
-        """`generate()` would turn the mask of a compileable cache into a 4-D one; the layout needs it as it is."""
-        return attention_mask
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids,
-        cache=None,
-        inputs_embeds=None,
-        is_first_iteration=False,
-        tokens_seen=None,
-        past_key_values=None,
-        **kwargs,
-    ):
-        """
-        The library's, and one thing more: in a step of decoding every token is real, and which rows enter a new
-        chunk follows from how many tokens they had after the prefill. So the step neither reads the mask nor asks
-        the device.
-        """
-        if not self.config.is_causal:
-            raise ValueError(
-                "`generate()` needs a causal model, but this one has `is_causal=False`: every token sees the future. "
-                "Train with `is_causal=True` to generate."
-            )
-        cache = one_cache(cache, past_key_values)
-        check_no_shared_prefill(self.model.rank_group, cache)
-        inputs = super().prepare_inputs_for_generation(
-            input_ids,
-            inputs_embeds=inputs_embeds,
-            is_first_iteration=is_first_iteration,
-            **{CACHE_NAME: cache},
-            **kwargs,
-        )
-        tokens = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
-        if is_first_iteration:
-            check_past_of_mask(inputs.get("attention_mask"), tokens, cache)
-        if tokens_seen is not None and tokens.shape[1] == 1 and tokens_seen.fits(cache, tokens):
-            inputs["attention_mask"] = None
-            size = self.config.chunk_size
-            rows = [row for row, seen in enumerate(tokens_seen.counts) if seen > 0 and seen % size == 0]
-            inputs["new_chunk_rows"] = torch.tensor(rows, dtype=torch.long).to(tokens.device, non_blocking=True)
-        return inputs
-
-    def _assisted_decoding(self, *args, **kwargs):
-        """The library's, which has the cache record every forward, and would leave it doing so."""
-        add_layers(kwargs.get(CACHE_NAME), self.config)  # now, as the library asks them to record
-        layers = getattr(kwargs.get(CACHE_NAME), "layers", [])
-        recording = [getattr(layer, "record_past", False) for layer in layers]
-        try:
-            return super()._assisted_decoding(*args, **kwargs)
-        finally:
-            for layer, was_recording in zip(layers, recording, strict=True):
-                layer.record_past = was_recording
-
-    def _update_model_kwargs_for_generation(self, outputs, model_kwargs, num_new_tokens: int = 1, **kwargs):
-        model_kwargs = super()._update_model_kwargs_for_generation(
-            outputs, model_kwargs, num_new_tokens=num_new_tokens, **kwargs
-        )
-        seen = model_kwargs.get("tokens_seen")
-        if seen is not None:
-            model_kwargs["tokens_seen"] = seen.after(num_new_tokens)
-        elif cache_of(outputs) is not None:
-            # Once after the prefill: the only time that the host has to ask.
-            model_kwargs["tokens_seen"] = TokensSeen.of(cache_of(outputs))
-        return model_kwargs
-
-    def _prefill(self, input_ids, generation_config, model_kwargs, *args, **kwargs):
-        mask = model_kwargs.get("attention_mask")
-        if generation_config.prefill_chunk_size is not None and mask is not None and not mask[:, -1].all():
-            raise ValueError(
-                f"`prefill_chunk_size` is {generation_config.prefill_chunk_size}, but `attention_mask` has padding at "
-                "the end: the last piece of such a row may have no token from which the next one follows. Pad on the "
-                "left, or leave `prefill_chunk_size` out."
-            )
-        return super()._prefill(input_ids, generation_config, model_kwargs, *args, **kwargs)
-
-    def init_continuous_batching(self, *args, **kwargs):
-        raise ValueError(
-            "Continuous batching pages the keys and values of every token, and this model keeps a state of constant "
-            "size instead: call `generate()` with a padded batch."
-        )
 
 
 class LatentAttentionTaskModel(LatentAttentionPreTrainedModel):
@@ -758,9 +629,7 @@ class LatentAttentionForSequenceClassification(GenericForSequenceClassification,
                 logits=logits, labels=labels, pooled_logits=pooled_logits, config=self.config, num_items_in_batch=items
             )
             if items is not None and self.config.problem_type != "single_label_classification":
-                # Other losses are means, whatever they are told. `Trainer` leaves numbers of -100 out of its count.
-                items = torch.as_tensor(items, device=loss.device).clamp(min=labels.numel())
-                loss = loss * labels.numel() / items
+                loss = part_of_mean(loss, labels, items)  # these losses are means, whatever they are told
         return SequenceClassifierOutputWithPast(
             loss=loss,
             logits=pooled_logits,

@@ -154,7 +154,8 @@ def test_a_decoding_loop_of_ones_own_gets_a_cache_that_fits():
 
 
 def test_it_is_a_generation_model_that_can_be_rolled_back():
-    assert GenerationMixin in LatentAttentionForCausalLM.__bases__
+    assert issubclass(LatentAttentionForCausalLM, GenerationMixin)
+    assert LatentAttentionForCausalLM.can_generate()
     assert not LatentAttentionForCausalLM._is_stateful
     assert LatentAttentionForCausalLM._supports_default_dynamic_cache()
 
@@ -470,8 +471,8 @@ def test_the_host_counts_several_tokens_of_one_forward():
     model, more = double_model(), random_ids(2, 3, seed=2)
     cache, kwargs = prefilled(model, random_ids(2, 6))
     kwargs = model._update_model_kwargs_for_generation(model(more, cache=cache), kwargs, num_new_tokens=3)
-    assert kwargs["tokens_seen"].counts == [9, 9]
-    assert kwargs["tokens_seen"].fits(cache, more)
+    assert kwargs["token_counts"].per_row == [9, 9]
+    assert kwargs["token_counts"].fits(cache, more)
 
 
 @pytest.mark.parametrize("change", ["reorder_cache", "batch_select_indices"])
