@@ -47,6 +47,7 @@ NO_SPECIAL_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id":
 
 
 def full_attention(shape: dict) -> LlamaConfig:
+    """Llama, in which every token attends to all before it."""
     return LlamaConfig(**shape, **NO_SPECIAL_TOKENS)
 
 
@@ -64,25 +65,27 @@ def latents_and_window(shape: dict, **settings) -> LatentAttentionConfig:
 
 
 def latents_in_every_layer(shape: dict, **settings) -> LatentAttentionConfig:
-    """Beside a window, as version 0.1.0 had them by default."""
+    """Latents and a window in every layer, the default of version 0.1.0."""
     return latents_and_window(shape, layer_pattern=["both"], **settings)
 
 
 def latents_from_the_second_layer(shape: dict, **settings) -> LatentAttentionConfig:
-    """In every second layer as by default, but not in the first."""
+    """A window in every layer and latents in every second one, but from the second."""
     return latents_and_window(shape, layer_pattern=["local", "both"], **settings)
 
 
 def latents(shape: dict, **settings) -> LatentAttentionConfig:
+    """Latents in every layer, and no window."""
     return latents_and_window(shape, layer_pattern=["latent"], **settings)
 
 
 def window(shape: dict, chunk_size: int) -> LatentAttentionConfig:
+    """A window in every layer, and no latents."""
     return latents_and_window(shape, layer_pattern=["local"], chunk_size=chunk_size)
 
 
 def whole_window(shape: dict, chunk_size: int) -> LatentAttentionConfig:
-    """With a chunk as long as a text in training: full attention with our convolution, norms and start."""
+    """A window with chunks as long as a text in training: full attention with our convolution, norms and start."""
     return window(shape, chunk_size)
 
 
@@ -120,7 +123,7 @@ def gated_delta_net(shape: dict, key_dim: int) -> Qwen3NextConfig:
 
 
 def gated_slot_attention(shape: dict, num_slots: int) -> PreTrainedConfig:
-    """From flash-linear-attention, whose kernels need a GPU; with short convolutions, as ours and the others have."""
+    """From flash-linear-attention, whose kernels need a GPU; with short convolutions, as our model has them."""
     from fla.models import GSAConfig
 
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "tie_word_embeddings")
@@ -179,7 +182,7 @@ def keep_what_came_before(layer: nn.Module, least: float = 0.001, most: float = 
 
 
 def make_model(config: PreTrainedConfig) -> PreTrainedModel:
-    """Random weights; attention by SDPA wherever there is attention."""
+    """A model with random weights. Where it has attention, PyTorch's SDPA computes it."""
     return GatedDeltaNet(config) if isinstance(config, Qwen3NextConfig) else AutoModelForCausalLM.from_config(config)
 
 

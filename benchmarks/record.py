@@ -29,6 +29,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def processor() -> str:
+    """The name of the CPU. Linux knows it better than Python."""
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
@@ -45,13 +46,13 @@ def revision() -> str:
 
 
 def code_at(revisions: Iterable[str]) -> str:
-    """The different ones of `revisions`, short, as captions name them."""
+    """Name the different ones of `revisions` in short, for captions."""
     short = dict.fromkeys(revision[:8] + "+" * revision.endswith("+") for revision in revisions)
     return f"code at {', '.join(short)}" + " (+: with uncommitted changes)" * any("+" in name for name in short)
 
 
 def machine(device: str, jobs: int) -> str:
-    """In one line, for captions."""
+    """The processor and the libraries in one line, for captions."""
     name = torch.cuda.get_device_name() if device == "cuda" else processor()
     units = "one unit" if jobs == 1 else f"{jobs} units"
     return f"{name}, {units} at a time, torch {torch.__version__}, transformers {transformers.__version__}"
@@ -74,13 +75,13 @@ def environment(device: str) -> dict:
 
 
 def read(name: str) -> dict | None:
-    """`results/NAME.json`; `None` where nothing has been measured yet."""
+    """Read `results/NAME.json`; `None` where nothing has been measured yet."""
     file = RESULTS / f"{name}.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
 def write(name: str, result: dict) -> None:
-    """`results/NAME.json`, through a temporary file, so that an interruption never leaves half of one."""
+    """Write `results/NAME.json`, through a temporary file, so that an interruption never leaves half of one."""
     file = RESULTS / f"{name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(".tmp")

@@ -45,11 +45,11 @@ class WithoutRefinement:
 
 
 class UnrefinedLatentAttention(WithoutRefinement, LatentAttention):
-    """The layer alone."""
+    """Latent attention without refinement as a layer of any PyTorch model."""
 
 
 class UnrefinedChunkedLatentAttention(WithoutRefinement, ChunkedLatentAttention):
-    """The same in a model."""
+    """Latent attention without refinement in our model."""
 
 
 class AttentionBetweenWidths(MultiHeadAttention):
@@ -86,7 +86,7 @@ class LatentsForLocalAttention(ChunkedLatentAttention):
 
 
 def one_key_value_head(config: LatentAttentionConfig) -> ChunkedLatentAttention:
-    """One key/value head in each of the three steps."""
+    """Latent attention with one key/value head in each of its three steps."""
     fewer = deepcopy(config)
     fewer.num_key_value_heads = 1
     return ChunkedLatentAttention(fewer)

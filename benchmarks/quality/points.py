@@ -33,24 +33,24 @@ SIZES = ("num_latents", "state_size", "key_dim", "num_slots")
 
 
 def name_of(unit: dict) -> str:
-    """A model as tables and figures call it."""
+    """The name of a unit's model in figures."""
     repeated = ", chunks repeated" if "max_chunk_repeats" in unit["settings"] else ""
     return NAMES[unit["model"]] + repeated
 
 
 def sized_name(unit: dict) -> str:
-    """`latents and window, 16`"""
+    """The name of a unit's model in tables, with its size: `latents and window, 16`."""
     return ", ".join([name_of(unit), *(str(unit["settings"][size]) for size in SIZES if size in unit["settings"])])
 
 
 def mean_and_deviation(units: list[dict], metric: str) -> tuple[float, float]:
-    """Over seeds; the sample standard deviation, 0 of a single one."""
+    """The mean of a metric over seeds, and its sample standard deviation, which is 0 for a single seed."""
     values = [unit[metric] for unit in units]
     return mean(values), stdev(values) if len(values) > 1 else 0.0
 
 
 def rows_by_seed(point: list[dict], field: str) -> list[list[dict]]:
-    """Of a `field` that is a list of rows in every unit: for each row what the seeds have."""
+    """For each row of a `field`, which is a list of rows in every unit, what the seeds have there."""
     return [list(rows) for rows in zip(*(unit[field] for unit in point), strict=True)]
 
 

@@ -28,7 +28,7 @@ from .units import finished_units, parse_arguments, run_units
 SEEDS = (0, 1, 2)
 
 
-def one_task(form: dict, point: dict) -> tuple[float, ...]:
+def rates_of_form(form: dict, point: dict) -> tuple[float, ...]:
     """The learning rates of a form, which are the same for all of its points."""
     return form["learning_rates"]
 
@@ -54,7 +54,7 @@ class Table:
     points: Callable[[dict], list[dict]]
     score: Callable[[dict], float]
     run_unit: Callable[[dict, Job], dict | None]
-    learning_rates: Callable[[dict, dict], tuple[float, ...]] = one_task
+    learning_rates: Callable[[dict, dict], tuple[float, ...]] = rates_of_form
 
     def file(self, form: str) -> Path:
         """Where the finished units of a form are kept."""

@@ -54,7 +54,7 @@ def key_of(unit: dict) -> str:
 
 
 def read_finished(file: Path) -> dict[str, dict]:
-    """Results, with the machine and the code that they come from, by `key_of` their unit."""
+    """The results in a file, with the machine and the code that they come from, by the `key_of` their unit."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     return {key_of(line.pop("unit")): {**line.pop("result"), **line} for line in map(json.loads, lines)}
 
@@ -66,7 +66,7 @@ def finished_units(file: Path, units: list[dict]) -> list[dict]:
 
 
 def set_threads(jobs: int) -> None:
-    """Small models run fastest with a core or so for each unit."""
+    """Give each of `jobs` units its share of the cores, as small models do not get faster with more."""
     torch.set_num_threads(max(1, os.cpu_count() // jobs))
 
 
@@ -85,7 +85,7 @@ def run_units(file: Path, units: list[dict], run_unit: Callable[[dict, Job], dic
 
 
 def run_all(units: list[dict], run_unit: Callable, args: Namespace):
-    """Each unit and its result, as they finish, `args.jobs` at a time; `None` for those that the deadline stopped."""
+    """Run `args.jobs` units at a time; each comes with its result, or with `None` where the deadline stopped it."""
     jobs = [Job(args.device, args.deadline, CHECKPOINTS / f"{digest(unit)}.pt") for unit in units]
     if args.jobs == 1:
         yield from ((unit, start(run_unit, unit, job)) for unit, job in zip(units, jobs, strict=True))
@@ -97,7 +97,7 @@ def run_all(units: list[dict], run_unit: Callable, args: Namespace):
 
 
 def start(run_unit: Callable, unit: dict, job: Job) -> dict | None:
-    """The unit's result with the `seconds` that it took, evaluation and all, since the last interruption."""
+    """Run a unit. Its result says in `seconds` how long that took, tests and all, since it was last interrupted."""
     begin = time.time()
     result = run_unit(unit, job) if begin < job.deadline else None
     return result and {**result, "seconds": time.time() - begin}

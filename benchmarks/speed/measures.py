@@ -51,7 +51,7 @@ ONCE_PER_CHUNK += ("input_to_latent.o_proj", "latent_to_input.k_proj", "latent_t
 
 @torch.no_grad()
 def forward(model: PreTrainedModel, input_ids: torch.Tensor, cache=None, **kwargs):
-    """Logits of the last token, and the cache."""
+    """Run the model on `(B, T)` tokens; returns the logits of the last one, and the cache."""
     name = cache_name_of(model)
     outputs = model(input_ids, **{name: cache}, use_cache=True, logits_to_keep=1, **kwargs)
     return outputs.logits, outputs[name]
@@ -101,12 +101,12 @@ def prefill_in_pieces(model: PreTrainedModel, cache, input_ids: torch.Tensor, pi
 
 
 def cache_bytes(cache) -> int:
-    """All that its tensors hold, but for numbers without a dimension, such as a length that the host counts."""
+    """Bytes of all tensors of a cache but those without a dimension, such as a length that the host counts."""
     return sum(tensor.nbytes for tensor in cache_tensors(cache) if tensor.ndim)
 
 
 def by_length(bench: Bench, measure: str, lengths: tuple[int, ...], few: tuple[int, ...], make_call: Callable) -> None:
-    """Times `make_call(model, input_ids)()` of all models, which are made anew at each length, to hold less memory."""
+    """Time `make_call(model, input_ids)()` of all models, which are made anew at each length, to hold less memory."""
     for length in lengths:
         input_ids = bench.token_ids(1, length)
         names = bench.names_at(measure, length, few)
@@ -122,7 +122,7 @@ def prefill(bench: Bench, lengths: tuple[int, ...], few: tuple[int, ...] = ()) -
 
 
 def prefill_growth(bench: Bench, lengths: tuple[int, ...]) -> None:
-    """Prefill of ours alone. Lengths take turns, so that a drift of the machine meets all of them."""
+    """Time prefill of ours alone. Lengths take turns, so that a drift of the machine meets all of them."""
     model = bench.model(OURS)
     calls = {length: partial(forward, model, bench.token_ids(1, length)) for length in lengths}
     for length, point in interleaved(calls, bench.device, bench.seconds).items():
@@ -134,7 +134,7 @@ def training(bench: Bench, lengths: tuple[int, ...], few: tuple[int, ...] = ()) 
 
 
 def decode(bench: Bench, contexts: tuple[int, ...], few: tuple[int, ...] = ()) -> None:
-    """Time per token over one whole chunk, and the bytes of the caches. Models take turns at every token."""
+    """Time a token, over one whole chunk, and count the bytes of the caches. Models take turns at every token."""
     models, caches, chunk_size = {}, {}, bench.configs[OURS].chunk_size
     for context in contexts:
         names = bench.names_at("decode", context, few)
@@ -149,7 +149,7 @@ def decode(bench: Bench, contexts: tuple[int, ...], few: tuple[int, ...] = ()) -
 
 
 def decode_growth(bench: Bench, contexts: tuple[int, ...]) -> None:
-    """Time per token of ours alone. Contexts, whole chunks each, take turns, as in `prefill_growth`."""
+    """Time a token of ours alone. Contexts, whole chunks each, take turns, as in `prefill_growth`."""
     model, chunk_size = bench.model(OURS), bench.configs[OURS].chunk_size
     steps = {}
     for context in contexts:
@@ -167,7 +167,7 @@ def cache_at(bench: Bench, model: PreTrainedModel, name: str, context: int, cach
 
 
 def decode_times(steps: dict[str, Callable], context: int, chunk_size: int, device: str) -> dict[str, dict]:
-    """Per token: the median of ordinary steps and, once per chunk, the step that enters a new chunk."""
+    """Time all `steps` over a chunk. A token takes the median of ordinary ones, and its share of the one that enters."""
     runs = [{name: timed(step, device) for name, step in steps.items()} for _ in range(WARM_UP_STEPS + chunk_size)]
     points = {}
     for name in steps:
@@ -180,7 +180,7 @@ def decode_times(steps: dict[str, Callable], context: int, chunk_size: int, devi
 
 
 def decode_throughput(bench: Bench, context: int, batches: tuple[int, ...]) -> None:
-    """Tokens per second of ours and Llama, each at the largest of `batches` that fits, with the device to itself."""
+    """Count the tokens per second of ours and Llama, each at the largest of `batches` that fits, alone on the device."""
     for name in (OURS, FULL):
         point = largest_batch(bench, name, context, batches)
         if point is not None:
@@ -188,7 +188,10 @@ def decode_throughput(bench: Bench, context: int, batches: tuple[int, ...]) -> N
 
 
 def largest_batch(bench: Bench, name: str, context: int, batches: tuple[int, ...]) -> dict | None:
-    """Of one model; `None` where none fits. A function of its own, so that what one try held is free for the next."""
+    """
+    Time a step of one model at the largest of `batches` that fits; `None` where none fits. This is a function of its
+    own so that what a batch held is free for the next one.
+    """
     model = bench.model(name)
     one, _ = cache_at(bench, model, name, context, None, 0)
     for batch in sorted(batches, reverse=True):
@@ -203,7 +206,7 @@ def largest_batch(bench: Bench, name: str, context: int, batches: tuple[int, ...
 
 
 def batch_times(bench: Bench, model: PreTrainedModel, cache, context: int, batch: int) -> dict:
-    """Of a step with `batch` copies of the one row in `cache`."""
+    """Time a step with `batch` copies of the one row in `cache`."""
     cache.batch_repeat_interleave(batch)
     steps = {"": greedy_step(model, cache, context, batch)}
     return decode_times(steps, context, bench.configs[OURS].chunk_size, bench.device)[""]
@@ -231,7 +234,7 @@ def training_memory(bench: Bench, lengths: tuple[int, ...], names: tuple[str, ..
 
 
 def note_fresh(bench: Bench, measure: str, length: int, name: str, function: Callable, *arguments) -> None:
-    """What `function(*arguments)` finds in a process of its own, unless memory runs out there."""
+    """Note what `function(*arguments)` finds in a process of its own, unless memory runs out there."""
     try:
         bench.note(measure, length, {name: in_fresh_process(function, *arguments)})
     except (torch.OutOfMemoryError, BrokenProcessPool):  # the latter: the system stopped the process
@@ -239,7 +242,7 @@ def note_fresh(bench: Bench, measure: str, length: int, name: str, function: Cal
 
 
 def read_and_decode(config: LatentAttentionConfig, device: str, dtype, tokens: int, piece: int, batch: int) -> dict:
-    """Prefill in pieces and 100 tokens decoded after it; memory is that of the whole process."""
+    """Read tokens in pieces, and decode 100 more. The memory is that of the whole process."""
     model = make_model(config, device, dtype)
     cache, start = None, time.perf_counter()
     for done in range(0, tokens, piece):
@@ -281,7 +284,7 @@ def decode_bytes(model: PreTrainedModel) -> float:
 
 
 def limits(bench: Bench, length: int, context: int, matmul_size: int, copied: int) -> None:
-    """What the machine can do, and the share of it that ours got in training at `length` and decoding at `context`."""
+    """Note what the machine can do, and which share of it ours got in training at `length` and decoding at `context`."""
     model = bench.model(OURS)
     with FlopCounterMode(display=False) as counter:
         training_step(model)(bench.token_ids(1, length))
@@ -302,6 +305,7 @@ def limits(bench: Bench, length: int, context: int, matmul_size: int, copied: in
 
 
 def attention_kernels(bench: Bench, lengths: tuple[int, ...], names: tuple[str, ...] = (OURS, FULL, WINDOWED)) -> None:
+    """Note which operators and kernels attention ran on in prefill, training and decoding."""
     for name in names:
         model = bench.model(name)
         for length in lengths:
