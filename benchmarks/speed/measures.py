@@ -167,7 +167,7 @@ def cache_at(bench: Bench, model: PreTrainedModel, name: str, context: int, cach
 
 
 def decode_times(steps: dict[str, Callable], context: int, chunk_size: int, device: str) -> dict[str, dict]:
-    """Time all `steps` over a chunk. A token takes the median of ordinary ones, and its share of the one that enters."""
+    """Time all `steps` over a chunk. A token takes the median of ordinary ones and a share of the one that enters."""
     runs = [{name: timed(step, device) for name, step in steps.items()} for _ in range(WARM_UP_STEPS + chunk_size)]
     points = {}
     for name in steps:
@@ -180,7 +180,7 @@ def decode_times(steps: dict[str, Callable], context: int, chunk_size: int, devi
 
 
 def decode_throughput(bench: Bench, context: int, batches: tuple[int, ...]) -> None:
-    """Count the tokens per second of ours and Llama, each at the largest of `batches` that fits, alone on the device."""
+    """Count tokens per second of ours and Llama, each at the largest of `batches` that fits, alone on the device."""
     for name in (OURS, FULL):
         point = largest_batch(bench, name, context, batches)
         if point is not None:
@@ -284,7 +284,7 @@ def decode_bytes(model: PreTrainedModel) -> float:
 
 
 def limits(bench: Bench, length: int, context: int, matmul_size: int, copied: int) -> None:
-    """Note what the machine can do, and which share of it ours got in training at `length` and decoding at `context`."""
+    """Note what the machine can do, and the share of it that ours got, training at `length`, decoding at `context`."""
     model = bench.model(OURS)
     with FlopCounterMode(display=False) as counter:
         training_step(model)(bench.token_ids(1, length))
