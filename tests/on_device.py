@@ -223,7 +223,7 @@ def test_benchmarks_of_every_variant(task, tmp_path):
     one_step = {"mqar": {"examples": 16, "passes": 1, "test_examples": 4}, "language_model": {"steps": 1}}[task]
     smoke = ablations.FORMS["smoke"]
     form = {**smoke, task: {**smoke[task], **one_step}, "variants": list(ablations.VARIANTS)}
-    for point in ablations.points_of(form, task):
+    for point in ablations.task_points(form, task):
         job = Job(NAME, float("inf"), tmp_path / "unit.pt")
         assert ablations.run_unit({**point, "seed": 0, "learning_rate": 1e-3}, job)["trained_steps"] == 1
 

@@ -75,7 +75,7 @@ FORMS = {
 TASKS = {"language_model": language_model, "mqar": mqar}
 
 
-def points_of(form: dict, task: str) -> list[dict]:
+def task_points(form: dict, task: str) -> list[dict]:
     base = form[f"{task}_base"]
     if task == "mqar":
         (length, pairs), (width,) = form["mqar"]["lengths_and_pairs"][0], form["mqar"]["widths"]
@@ -99,7 +99,7 @@ def points_of(form: dict, task: str) -> list[dict]:
 
 
 def points(form: dict) -> list[dict]:
-    return [point for task in TASKS for point in points_of(form, task)]
+    return [point for task in TASKS for point in task_points(form, task)]
 
 
 def learning_rates(form: dict, point: dict) -> tuple[float, ...]:

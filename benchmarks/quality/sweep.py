@@ -39,13 +39,13 @@ class Table:
     What one command measures.
 
     Args:
-        name: of the command and of its files.
-        title: above the table.
-        forms: by name, how much is measured: a form's recipe.
-        points: of a form, what it measures without learning rates and seeds.
-        score: of a finished unit; the highest one chooses the learning rate.
-        run_unit: trains and tests; `None` when the deadline came first.
-        learning_rates: of a form and one of its points.
+        name: names the command and its files.
+        title: stands above the table.
+        forms: are recipes by name, each of which says how much is measured.
+        points: gives what a form measures, without learning rates and seeds.
+        score: says how good a finished unit is, to choose the learning rate.
+        run_unit: trains and tests a model; gives `None` when the deadline came first.
+        learning_rates: gives those of a form that one of its points is tried with.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Table:
         return self.forms[form].get("seeds", SEEDS)
 
     def recipe(self, form: str) -> dict:
-        """Of a form, its seeds included, with lists for tuples, as in JSON."""
+        """A form with its seeds, and with lists for tuples, as in JSON."""
         return json.loads(json.dumps({**self.forms[form], "seeds": self.seeds(form)}))
 
 
@@ -75,16 +75,17 @@ def points_of(table: Table, form: str) -> list[dict]:
 
 
 def units_of(point: dict, units: list[dict]) -> list[dict]:
+    """Those of `units` that are of this point."""
     return [unit for unit in units if point.items() <= unit.items()]
 
 
 def sweep(table: Table, form: str, run: Callable[[list[dict]], list[dict]]) -> dict:
     """
-    Every point with every learning rate and the first seed; then the other seeds, if there are any, with the learning
-    rate of the highest score.
+    Go through all points with every learning rate and the first seed; then, with the learning rate of the highest
+    score, through the other seeds, if there are any.
 
     Args:
-        run: of units those that are finished, in their order, each with its result.
+        run: gives those of the units that are finished, in their order, each with its result.
 
     Returns:
         `title`; `recipe` and `full_recipe`; `units`, all that are finished; `all`, how many there will be; `points`,
@@ -117,7 +118,7 @@ def sweep(table: Table, form: str, run: Callable[[list[dict]], list[dict]]) -> d
 
 
 def measured(table: Table, form: str) -> dict:
-    """What `sweep` gives of the units that are finished."""
+    """What `sweep` gives where nothing is run, and only what has finished is read."""
     return sweep(table, form, lambda units: finished_units(table.file(form), units))
 
 

@@ -32,6 +32,8 @@ SEED = 0
 @dataclass
 class Bench:
     """
+    Models on one device, and the result that the measures of them fill.
+
     Args:
         configs: of the models, by name.
         seconds: that all rounds of one measure at one length may take, beyond which no further round starts.
