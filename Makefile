@@ -26,18 +26,16 @@ picture: $(VENV)/train.stamp
 		--text "$$($(PYTHON) -c 'import textwrap; print(textwrap.__file__)')"
 	cp out/attention/attention.png docs/attention.png
 
-# Speed and memory beside other models, and the README's table and figures of it.
+# Speed and memory beside other models, and the READMEs' tables and figure of it.
 bench: $(VENV)/train.stamp
 	mkdir -p out
 	for part in 1 2 3; do $(PYTHON) -m benchmarks.speed --device cpu --part $$part 2>&1 || exit 1; done | tee out/bench.txt
-	$(PYTHON) -m benchmarks.figures
-	$(PYTHON) -m benchmarks.table
+	$(PYTHON) -m benchmarks.speed.tables
 
 bench-gpu: $(VENV)/train.stamp
 	mkdir -p out
 	for part in 1 2 3; do $(PYTHON) -m benchmarks.speed --device cuda --part $$part 2>&1 || exit 1; done | tee out/bench-gpu.txt
-	$(PYTHON) -m benchmarks.figures
-	$(PYTHON) -m benchmarks.table
+	$(PYTHON) -m benchmarks.speed.tables
 
 # Benchmarks of quality. Reduced, all tables; or on a GPU one table in full, a piece of it at a time.
 TABLES := mqar passkey language_model ablations capacity

@@ -23,7 +23,6 @@ nothing. A test holds the count to what two real processes send.
 """
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -38,12 +37,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from modeling_latent import LatentAttentionConfig, LatentAttentionForCausalLM
 
-from . import record
+from . import record, report
 
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "scaling.md"
-RESULT = record.RESULTS / "communication.json"
 CONFIGURATION = ROOT / "configuration" / "latent-135m"
 PLANNED, PLANNED_SIZE = ROOT / "configuration" / "latent-1b", 64
 KINDS = ("local", "both")
@@ -172,21 +170,20 @@ def table(result: dict) -> str:
         "all_gather": "all-gather of keys and values",
         "ring_attention": "ring attention",
     }
-    lines = ["| KiB per layer, step and rank | ranks | " + " | ".join(f"{length:,}" for length in LENGTHS) + " |"]
-    lines.append("|---|---:|" + "---:|" * len(LENGTHS))
+    rows = [["KiB per layer, step and rank", "ranks", *(f"{length:,}" for length in LENGTHS)]]
     for name, title in names.items():
         for size in SIZES:
             values = [result["bytes"][f"{name}, {size} ranks, {length} tokens"] for length in LENGTHS]
-            lines.append(f"| {title} | {size} | " + " | ".join(map(kibibytes, values)) + " |")
-    return "\n".join(lines) + "\n"
+            rows.append([title, str(size), *map(kibibytes, values)])
+    return report.markdown(rows)
 
 
 def plan_table(result: dict) -> str:
-    lines = ["| of one of 64 ranks | |", "|---|---:|"]
+    rows = [["of one of 64 ranks", ""]]
     for name, value in result["plan"].items():
-        text = f"{value / 2**20:,.0f} MiB" if name not in ("tokens of a rank", "parameters") else f"{value:,}"
-        lines.append(f"| {name} | {text} |")
-    return "\n".join(lines) + "\n"
+        is_count = name in ("tokens of a rank", "parameters")
+        rows.append([name, f"{value:,}" if is_count else f"{value / 2**20:,.0f} MiB"])
+    return report.markdown(rows)
 
 
 def share_text(result: dict) -> str:
@@ -231,13 +228,13 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--time", action="store_true", help="measure the share of time instead of counting bytes")
     args = parser.parse_args(argv)
-    result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
+    result = record.read("communication") or {}
     result |= {"share_of_time": time_steps()} if args.time else {**count(), "plan": plan()}
     result["time" if args.time else "count"] = record.environment("cpu")
     record.write("communication", result)
     page = PAGE.read_text(encoding="utf-8")
     for mark, text in texts(result).items():
-        page = record.fill_in(page, mark, text)
+        page = report.fill_in(page, mark, text)
     PAGE.write_text(page, encoding="utf-8")
 
 

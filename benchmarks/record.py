@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What every benchmark writes beside its numbers: where, with what and from which code they come."""
+"""How a result is kept, and what stands beside its numbers: where, when, with what and from which code they come."""
 
 import json
 import os
@@ -29,6 +29,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def processor() -> str:
+    """The name of the CPU. Linux knows it better than Python."""
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
@@ -36,29 +37,29 @@ def processor() -> str:
 
 
 def revision() -> str:
-    """The commit that is checked out, with a `+` where files other than those that benchmarks write differ from it."""
+    """The commit that is checked out, with a `+` where files other than results differ from it."""
     root = Path(__file__).parents[1]
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True).stdout.strip()
-    status = ["git", "status", "--porcelain", "--", ".", ":!benchmarks/results", ":!benchmarks/figures"]
+    status = ["git", "status", "--porcelain", "--", ".", ":!benchmarks/results"]
     changed = subprocess.run(status, cwd=root, capture_output=True, text=True).stdout
     return commit + "+" * bool(changed.strip()) if commit else "not a git checkout"
 
 
 def code_at(revisions: Iterable[str]) -> str:
-    """The different ones of `revisions`, short, as captions name them."""
+    """Name the different ones of `revisions` in short, for captions."""
     short = dict.fromkeys(revision[:8] + "+" * revision.endswith("+") for revision in revisions)
     return f"code at {', '.join(short)}" + " (+: with uncommitted changes)" * any("+" in name for name in short)
 
 
 def machine(device: str, jobs: int) -> str:
-    """In one line, for captions."""
+    """The processor and the libraries in one line, for captions."""
     name = torch.cuda.get_device_name() if device == "cuda" else processor()
     units = "one unit" if jobs == 1 else f"{jobs} units"
     return f"{name}, {units} at a time, torch {torch.__version__}, transformers {transformers.__version__}"
 
 
 def environment(device: str) -> dict:
-    """Machine, versions and git revision."""
+    """Machine, versions, git revision and date."""
     on_gpu = device == "cuda"
     return {
         "device": torch.cuda.get_device_name() if on_gpu else processor(),
@@ -73,20 +74,16 @@ def environment(device: str) -> dict:
     }
 
 
-def write(name: str, result: dict) -> Path:
-    """`results/NAME.json`, through a temporary file, so that an interruption never leaves half of one."""
+def read(name: str) -> dict | None:
+    """Read `results/NAME.json`; `None` where nothing has been measured yet."""
+    file = RESULTS / f"{name}.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
+def write(name: str, result: dict) -> None:
+    """Write `results/NAME.json`, through a temporary file, so that an interruption never leaves half of one."""
     file = RESULTS / f"{name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(".tmp")
     temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     temporary.replace(file)
-    return file
-
-
-def fill_in(text: str, mark: str, content: str) -> str:
-    """`text` with `content` between the comments `mark: start` and `mark: end`, where it has them."""
-    start, end = f"<!-- {mark}: start -->\n", f"<!-- {mark}: end -->"
-    if start not in text:
-        return text
-    before, rest = text.split(start)
-    return before + start + content + end + rest.split(end)[1]

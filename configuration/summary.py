@@ -24,7 +24,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import modeling_latent  # noqa: F401 (registers the model with the Auto classes)
-from benchmarks import record
+from benchmarks import report
 
 
 FOLDER = Path(__file__).parent
@@ -68,7 +68,7 @@ def table() -> str:
 
 
 def write(readme: Path) -> None:
-    readme.write_text(record.fill_in(readme.read_text(encoding="utf-8"), "table", table()), encoding="utf-8")
+    readme.write_text(report.fill_in(readme.read_text(encoding="utf-8"), "table", table()), encoding="utf-8")
 
 
 if __name__ == "__main__":

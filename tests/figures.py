@@ -18,14 +18,14 @@ the table of docs/reliability.md.
     PYTHONPATH=. python tests/figures.py
 """
 
-import json
 from datetime import date
 from pathlib import Path
 
 import torch
 import transformers
 
-from benchmarks.record import RESULTS, code_at, fill_in, revision, write
+from benchmarks.record import code_at, read, revision, write
+from benchmarks.report import fill_in
 
 
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
@@ -33,8 +33,7 @@ NAME = "reliability"
 
 
 def kept() -> dict[str, dict]:
-    file = RESULTS / f"{NAME}.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return read(NAME) or {}
 
 
 def keep(what: str, figure: str, allowed: str) -> None:

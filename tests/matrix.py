@@ -28,7 +28,8 @@ import xml.etree.ElementTree as ElementTree
 from datetime import date
 from pathlib import Path
 
-from benchmarks.record import code_at, fill_in, revision
+from benchmarks.record import code_at, revision
+from benchmarks.report import fill_in
 from environments import ROOT, make_environment
 
 

@@ -30,10 +30,11 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
-from benchmarks import speed
-from benchmarks.peers import FULL, OURS, PEERS, equal_config
 from benchmarks.quality import ablations, capacity, language_model, mqar, passkey
 from benchmarks.quality.training import Job
+from benchmarks.speed import measures
+from benchmarks.speed.bench import Bench
+from benchmarks.speed.models import FULL, OURS, PEERS, equal_config
 from common import PATTERNS, every_pattern, random_ids, randomize, tiny_config, tiny_model
 from modeling_latent.attention_maps import MAPS
 from modeling_latent.cache_name import CACHE_NAME, cache_of
@@ -222,7 +223,7 @@ def test_benchmarks_of_every_variant(task, tmp_path):
     one_step = {"mqar": {"examples": 16, "passes": 1, "test_examples": 4}, "language_model": {"steps": 1}}[task]
     smoke = ablations.FORMS["smoke"]
     form = {**smoke, task: {**smoke[task], **one_step}, "variants": list(ablations.VARIANTS)}
-    for point in ablations.points(form, task):
+    for point in ablations.task_points(form, task):
         job = Job(NAME, float("inf"), tmp_path / "unit.pt")
         assert ablations.run_unit({**point, "seed": 0, "learning_rate": 1e-3}, job)["trained_steps"] == 1
 
@@ -230,16 +231,16 @@ def test_benchmarks_of_every_variant(task, tmp_path):
 def test_benchmarks_of_speed():
     ours = tiny_config(bos_token_id=None, eos_token_id=None)
     configs = {OURS: ours} | {name: equal_config(name, ours) for name in PEERS}
-    bench = speed.Bench(configs, NAME, seconds=0, limit=60, result={})
-    speed.prefill(bench, (8, 16), few=(8,))
-    speed.prefill_growth(bench, (8, 16))
-    speed.training(bench, (8,), few=(8,))
-    speed.decode(bench, (8, 40), few=(8,))
-    speed.decode_growth(bench, (8, 40))
-    speed.decode_throughput(bench, 8, batches=(4, 2))
-    speed.limits(bench, length=8, context=8, matmul_size=8, copied=64)
-    speed.attention_kernels(bench, (8,), names=(OURS, FULL))
+    bench = Bench(configs, NAME, seconds=0, limit=60, result={})
+    measures.prefill(bench, (8, 16), few=(8,))
+    measures.prefill_growth(bench, (8, 16))
+    measures.training(bench, (8,), few=(8,))
+    measures.decode(bench, (8, 40), few=(8,))
+    measures.decode_growth(bench, (8, 40))
+    measures.decode_throughput(bench, 8, batches=(4, 2))
+    measures.limits(bench, length=8, context=8, matmul_size=8, copied=64)
+    measures.attention_kernels(bench, (8,), names=(OURS, FULL))
     for name in (OURS, FULL):
-        assert speed.training_peak(name, configs[name], NAME, torch.float32, 8)["seconds"] > 0
-    assert speed.read_and_decode(ours, NAME, torch.float32, tokens=30, piece=8, batch=2)["tokens"] == 30
+        assert measures.training_peak(configs[name], NAME, torch.float32, 8)["seconds"] > 0
+    assert measures.read_and_decode(ours, NAME, torch.float32, tokens=30, piece=8, batch=2)["tokens"] == 30
     assert all(model in bench.result[measure] for measure in ("prefill", "training", "decode") for model in configs)

@@ -21,10 +21,15 @@ from unittest import mock
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from transformers import DynamicCache
 
-from benchmarks import figures, record, speed, table, timing
-from benchmarks.peers import (
+from benchmarks import record
+from benchmarks.peers import make_model
+from benchmarks.speed import __main__ as command
+from benchmarks.speed import curves, figures, measures, plans, tables, timing
+from benchmarks.speed.bench import Bench
+from benchmarks.speed.models import (
     FULL,
     MAMBA,
     NO_LATENTS,
@@ -32,7 +37,6 @@ from benchmarks.peers import (
     PEERS,
     TOLERANCE,
     WINDOWED,
-    build,
     configs_of,
     count_parameters,
     equal_config,
@@ -46,17 +50,17 @@ def tiny_configs(names=PEERS) -> dict:
     return {OURS: ours} | {name: equal_config(name, ours) for name in names}
 
 
-def tiny_bench(names=PEERS) -> speed.Bench:
-    return speed.Bench(tiny_configs(names), device="cpu", seconds=0.1, limit=60, result={})
+def tiny_bench(names=PEERS) -> Bench:
+    return Bench(tiny_configs(names), device="cpu", seconds=0.1, limit=60, result={})
 
 
 def tiny_peer(name: str):
-    return randomize(build(name, tiny_configs()[name])).eval()
+    return randomize(make_model(tiny_configs()[name])).eval()
 
 
 @pytest.mark.parametrize("name", ["latent-60m", "latent-135m", "latent-1b"])
 def test_peers_have_as_many_parameters(name):
-    counts = {model: count_parameters(model, config) for model, config in configs_of(name, PEERS).items()}
+    counts = {model: count_parameters(config) for model, config in configs_of(name, PEERS).items()}
     assert all(abs(count / counts[OURS] - 1) <= TOLERANCE for count in counts.values())
 
 
@@ -79,7 +83,7 @@ def test_the_window_is_real_and_full_attention_has_none():
 
 def test_the_cache_of_the_window_is_bounded():
     model = tiny_peer(WINDOWED)
-    sizes = {length: speed.cache_bytes(speed.forward(model, random_ids(1, length))[1]) for length in (20, 40)}
+    sizes = {length: measures.cache_bytes(measures.forward(model, random_ids(1, length))[1]) for length in (20, 40)}
     assert sizes[20] == sizes[40]
 
 
@@ -93,20 +97,20 @@ def test_without_latents_nothing_is_seen_beyond_the_window():
 
 @pytest.mark.parametrize("name", [OURS, *PEERS])
 def test_a_cache_continues(name):
-    model, input_ids = randomize(build(name, tiny_configs()[name])).eval(), random_ids(1, 30)
-    cache = speed.prefill_in_pieces(model, None, input_ids[:, :29], piece=8)
-    logits, _ = speed.forward(model, input_ids[:, 29:], cache)
-    torch.testing.assert_close(logits, speed.forward(model, input_ids)[0], atol=1e-4, rtol=1e-4)
+    model, input_ids = randomize(make_model(tiny_configs()[name])).eval(), random_ids(1, 30)
+    cache = measures.prefill_in_pieces(model, None, input_ids[:, :29], piece=8)
+    logits, _ = measures.forward(model, input_ids[:, 29:], cache)
+    torch.testing.assert_close(logits, measures.forward(model, input_ids)[0], atol=1e-4, rtol=1e-4)
 
 
 def test_greedy_steps_are_those_of_generate():
-    model, input_ids = randomize(build(OURS, tiny_configs()[OURS])).eval(), random_ids(1, 8)
-    cache = speed.prefill_in_pieces(model, None, input_ids)
-    step = speed.greedy_step(model, cache, 8, batch=1)
+    model, input_ids = randomize(make_model(tiny_configs()[OURS])).eval(), random_ids(1, 8)
+    cache = measures.prefill_in_pieces(model, None, input_ids)
+    step = measures.greedy_step(model, cache, 8, batch=1)
     for _ in range(9):
         step()
     first = torch.zeros(1, 1, dtype=torch.long)
-    other = speed.prefill_in_pieces(model, None, input_ids)
+    other = measures.prefill_in_pieces(model, None, input_ids)
     model.generate(
         torch.cat([input_ids, first], 1), **{CACHE_NAME: other}, max_new_tokens=9, do_sample=False, eos_token_id=None
     )
@@ -117,11 +121,11 @@ def test_greedy_steps_are_those_of_generate():
 def test_the_bytes_of_a_cache_are_those_of_the_formula():
     config = tiny_config()
     cache = DynamicCache(config=config)
-    build(OURS, config)(random_ids(3, 10), cache=cache)
-    assert speed.cache_bytes(cache) == config.state_bytes(3, torch.float32)
+    make_model(config)(random_ids(3, 10), cache=cache)
+    assert measures.cache_bytes(cache) == config.state_bytes(3, torch.float32)
 
 
-@pytest.mark.parametrize("measure", [speed.prefill, speed.training])
+@pytest.mark.parametrize("measure", [measures.prefill, measures.training])
 def test_time_by_length(measure):
     bench = tiny_bench()
     measure(bench, (8, 16), few=(8,))
@@ -132,7 +136,7 @@ def test_time_by_length(measure):
     assert {entry["model"] for entry in bench.result["left_out"]} == set(PEERS) - {FULL}
 
 
-@pytest.mark.parametrize("measure", [speed.prefill_growth, speed.decode_growth])
+@pytest.mark.parametrize("measure", [measures.prefill_growth, measures.decode_growth])
 def test_growth_is_that_of_ours(measure):
     bench = tiny_bench()
     measure(bench, (8, 16))
@@ -144,7 +148,7 @@ def test_growth_is_that_of_ours(measure):
 def test_a_slow_model_is_left_out_at_greater_lengths():
     bench = tiny_bench((FULL,))
     bench.limit = 0
-    speed.prefill(bench, (8, 16))
+    measures.prefill(bench, (8, 16))
     assert set(bench.result["prefill"][FULL]) == {"8"}
     assert all("above the limit" in entry["why"] for entry in bench.result["left_out"])
 
@@ -152,7 +156,7 @@ def test_a_slow_model_is_left_out_at_greater_lengths():
 def test_a_length_that_was_slow_is_measured_again():
     bench = tiny_bench((FULL,))
     bench.result["prefill"] = {FULL: {"16": {"seconds": 2 * bench.limit}}}
-    speed.prefill(bench, (16,))
+    measures.prefill(bench, (16,))
     assert bench.result["prefill"][FULL]["16"]["seconds"] < bench.limit and not bench.result["left_out"]
 
 
@@ -165,16 +169,16 @@ def test_what_was_left_out_can_be_measured_later():
 
 
 def test_decoding_time_counts_one_entry_per_chunk(monkeypatch):
-    monkeypatch.setattr(speed, "timed", lambda call, device: call())
+    monkeypatch.setattr(measures, "timed", lambda call, device: call())
     positions = iter(range(5, 100))
     steps = {OURS: lambda: 9.0 if next(positions) % 4 == 0 else 1.0}
-    point = speed.decode_times(steps, context=5, chunk_size=4, device="cpu")[OURS]
+    point = measures.decode_times(steps, context=5, chunk_size=4, device="cpu")[OURS]
     assert (point["ordinary"], point["entering"], point["seconds"]) == (1.0, 9.0, 3.0)
 
 
 def test_decoding_and_the_cache_at_several_contexts():
     bench = tiny_bench()
-    speed.decode(bench, (8, 48), few=(8,))
+    measures.decode(bench, (8, 48), few=(8,))
     assert set(bench.result["decode"]) == {OURS, *PEERS}
     sizes = bench.result["cache"]
     assert sizes[OURS]["8"] == sizes[OURS]["48"] == {"bytes": bench.configs[OURS].state_bytes(1, torch.float32)}
@@ -207,17 +211,17 @@ def test_what_does_not_fit_is_missing_and_gives_its_memory_back():
 @pytest.mark.parametrize("measure", ["training memory", "longest context"])
 def test_a_process_that_runs_out_of_memory_is_left_out(measure, monkeypatch):
     bench = tiny_bench()
-    monkeypatch.setattr(speed, "in_fresh_process", fails)
+    monkeypatch.setattr(measures, "in_fresh_process", fails)
     if measure == "training memory":
-        speed.training_memory(bench, (64,), names=(OURS,))
+        measures.training_memory(bench, (64,), names=(OURS,))
     else:
-        speed.longest_context(bench, 64, piece=16, batch=1)
+        measures.longest_context(bench, 64, piece=16, batch=1)
     expected = {"measure": measure, "model": OURS, "length": 64, "why": "out of memory"}
     assert bench.result["left_out"] == [expected]
 
 
 def test_throughput_takes_the_largest_batch_that_fits():
-    bench, make, models = tiny_bench((FULL,)), speed.batch_times, []
+    bench, make, models = tiny_bench((FULL,)), measures.batch_times, []
 
     def batch_times(bench, model, cache, context, batch):
         """As on a device where five rows don't fit."""
@@ -227,29 +231,29 @@ def test_throughput_takes_the_largest_batch_that_fits():
         assert [ref() is None for ref in models[:-1]] == [True] * (len(models) - 1)  # none that still takes room
         return make(bench, model, cache, context, batch)
 
-    with mock.patch.object(speed, "batch_times", batch_times):
-        speed.decode_throughput(bench, 8, batches=(1, 5, 3))
+    with mock.patch.object(measures, "batch_times", batch_times):
+        measures.decode_throughput(bench, 8, batches=(1, 5, 3))
     assert [bench.result["throughput"][name]["8"]["batch"] for name in (OURS, FULL)] == [3, 3]
 
 
 def test_limits_and_kernels():
     bench = tiny_bench((FULL, WINDOWED))
-    speed.training(bench, (16,))
-    speed.decode(bench, (8,))
-    speed.limits(bench, length=16, context=8, matmul_size=64, copied=2**20)
+    measures.training(bench, (16,))
+    measures.decode(bench, (8,))
+    measures.limits(bench, length=16, context=8, matmul_size=64, copied=2**20)
     share = bench.result["limits"][OURS]["16"]
     assert all(value > 0 for value in share.values())
-    speed.attention_kernels(bench, (16,))
+    measures.attention_kernels(bench, (16,))
     for operators in bench.result["kernels"][FULL]["16"].values():
         assert any("flash" in name for names in operators.values() for name in names)
 
 
 def test_memory_is_measured_in_a_fresh_process():
     bench = tiny_bench((FULL,))
-    speed.training_memory(bench, (64, 2048), names=(OURS,))
+    measures.training_memory(bench, (64, 2048), names=(OURS,))
     points = bench.result["training memory"]
     assert points[OURS]["2048"]["bytes"] > points[OURS]["64"]["bytes"] >= 0
-    speed.longest_context(bench, tokens=64, piece=8, batch=2)
+    measures.longest_context(bench, tokens=64, piece=8, batch=2)
     point = bench.result["longest context"][OURS]["64"]
     assert point["tokens"] == 64 and point["bytes"] > 0
 
@@ -269,44 +273,57 @@ def tiny_result() -> dict:
     [({1: 1, 4: 4, 16: 16}, 2), ({1: 3, 4: 3, 16: 3}, 1), ({1: 1, 4: 1, 16: 1}, None), ({1: 3, 4: 1, 16: 4}, 8)],
 )
 def test_where_curves_cross(peer, length):
-    assert table.crossing({1: 2, 4: 2, 16: 2}, peer) == (length if length is None else pytest.approx(length))
+    assert curves.crossing({1: 2, 4: 2, 16: 2}, peer) == (length if length is None else pytest.approx(length))
 
 
 def test_targets_are_met_missed_or_not_measured():
-    rows = table.targets(tiny_result(), "cpu").splitlines()
+    rows = tables.targets(tiny_result(), "cpu").splitlines()
     verdicts = {row.split(" | ")[0][2:]: row.split(" | ")[1:] for row in rows[2:]}
     assert verdicts["decoding, ours ÷ Llama, at 1k"] == ["≤ 1.25", "8", "**missed** |"]
     assert verdicts["decoding, ours ÷ Llama, at 32k"] == ["≤ 0.4", "0.25", "met |"]
     assert verdicts["prefill, 16k ÷ 4k"] == ["≤ 4.3", "1", "met |"]
-    assert verdicts["decoding, ours ÷ Llama, at 8k"][-1] == "| not measured |"
-    assert "| ours ÷ Llama | 8.00 | 2.00 | 0.50 | 0.25 | from 8,192 on |" in table.ratios(tiny_result())
-    assert "| decoding, time per token | 8.00 | 2.00 | 0.50 | 0.25 |" in table.overview(tiny_result())
+    assert verdicts["decoding, ours ÷ Llama, at 8k"][-2:] == ["", "not measured |"]
+    assert "| ours ÷ Llama | 8.00 | 2.00 | 0.50 | 0.25 | from 8,192 on |" in tables.ratios(tiny_result())
+    assert "| decoding, time per token | 8.00 | 2.00 | 0.50 | 0.25 |" in tables.overview(tiny_result())
 
 
 def test_the_figure_has_a_curve_for_every_model():
-    panels = figures.draw(tiny_result()).axes
+    figure = Figure()
+    figures.plot(tiny_result(), figure)
+    panels = figure.axes
     assert len(panels) == 4
     assert all({OURS, FULL, MAMBA} <= {line.get_label() for line in panel.lines} for panel in panels)
 
 
-@pytest.mark.parametrize("readme", table.READMES, ids=lambda file: file.parent.name)
+def test_the_figure_in_the_results_is_of_what_was_measured(tmp_path, monkeypatch):
+    svg = (record.RESULTS / "speed-cpu.svg").read_bytes()
+    result = record.read("speed-cpu")
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    record.write("speed-cpu", result)
+    tables.draw_figures()
+    assert (tmp_path / "speed-cpu.svg").read_bytes() == svg
+
+
+@pytest.mark.parametrize("readme", tables.READMES, ids=lambda file: file.parent.name)
 def test_the_readmes_show_what_was_measured(readme: Path):
     assert "<!-- speed-cpu " in readme.read_text(encoding="utf-8")
-    assert readme.read_text(encoding="utf-8") == table.rendered(readme)
+    assert readme.read_text(encoding="utf-8") == tables.rendered(readme)
 
 
-def test_the_command_writes_and_adds_to_its_result(tmp_path, monkeypatch):
+def test_the_command_writes_and_adds_to_its_result(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(record, "RESULTS", tmp_path)
-    plan = [[("latent-tiny", partial(speed.prefill, lengths=(length,)))] for length in (8, 16)]
-    monkeypatch.setitem(speed.PLANS, "cpu", plan)
-    speed.main(["--device", "cpu"])
-    speed.main(["--device", "cpu", "--part", "2"])
-    result = table.load("cpu")
-    assert set(table.curve(result, "prefill", OURS)) == {8, 16}
+    plan = [[("latent-tiny", partial(measures.prefill, lengths=(length,)))] for length in (8, 16)]
+    monkeypatch.setitem(plans.PLANS, "cpu", plan)
+    command.main(["--device", "cpu"])
+    command.main(["--device", "cpu", "--part", "2"])
+    result = record.read("speed-cpu")
+    assert set(curves.curve(result, "prefill", OURS)) == {8, 16}
     assert set(result["parts"]) == {"1", "2"} and result["parts"]["2"]["torch"] == torch.__version__
     assert result["models"]["latent-tiny"]["parameters"][OURS] == 4_349_952
-    with pytest.raises(SystemExit):
-        speed.main(["--device", "cpu", "--part", "3"])
+    for part, device, why in (("3", "cpu", "must be from 1 to 2"), ("2", "cuda", "run part 1 first")):
+        with pytest.raises(SystemExit):
+            command.main(["--device", device, "--part", part])
+        assert why in capsys.readouterr().err
 
 
 def test_the_revision_says_whether_code_has_changed(tmp_path, monkeypatch):
@@ -322,9 +339,8 @@ def test_the_revision_says_whether_code_has_changed(tmp_path, monkeypatch):
     monkeypatch.setattr(record, "__file__", str(tmp_path / "benchmarks" / "record.py"))
     commit = record.revision()
     assert len(commit) == 40
-    for folder in ("results", "figures"):
-        (tmp_path / "benchmarks" / folder).mkdir(parents=True)
-        (tmp_path / "benchmarks" / folder / "new.json").write_text("{}")
+    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    (tmp_path / "benchmarks" / "results" / "new.json").write_text("{}")
     assert record.revision() == commit
     code.write_text("2")
     assert record.revision() == f"{commit}+"

@@ -34,7 +34,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import chat
 from benchmarks import record
 from benchmarks.conversion import __main__ as conversion
-from benchmarks.conversion import measure, recall, report, sources
+from benchmarks.conversion import measure, recall, sources
 from test_from_llama import tiny_llama
 from test_heads import word_tokenizer
 
@@ -161,7 +161,6 @@ def test_the_benchmark_goes_on_where_it_stopped_and_reports_every_stage(folder, 
     # Not in processes of their own, each of which would import everything once more.
     monkeypatch.setattr(conversion, "start", lambda script, arguments, seconds: run(script, arguments))
     monkeypatch.setattr(record, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(report, "FIGURES", tmp_path / "figures")
     work = tmp_path / "work" / "tiny"
     work.mkdir(parents=True)
     (work / "llama").symlink_to(folder / "LLAMA")
@@ -178,7 +177,7 @@ def test_the_benchmark_goes_on_where_it_stopped_and_reports_every_stage(folder, 
     windows = models["window and sinks"], models["with latents, after stage 1"]
     assert windows[0]["loss"][0] == pytest.approx(models["the Llama"]["loss"][0], abs=1e-2)  # bfloat16
     assert windows[0]["loss"] != windows[1]["loss"]
-    assert (tmp_path / "figures" / "conversion_tiny.svg").is_file()
+    assert (tmp_path / "results" / "conversion_tiny.svg").is_file()
     assert "with latents, after stage 2" in capsys.readouterr().out
 
 

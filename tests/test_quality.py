@@ -13,7 +13,7 @@
 # limitations under the License.
 """The measurements of quality: their data, their models, that they resume, and each table in seconds."""
 
-import json
+import shutil
 from functools import partial
 from statistics import mean
 from types import SimpleNamespace
@@ -23,13 +23,15 @@ import torch
 from torch.nn.functional import one_hot
 
 from benchmarks import record
-from benchmarks.quality import ablations, capacity, language_model, mqar, passkey, tables, training, units
+from benchmarks.quality import ablations, capacity, language_model, mqar, passkey, sweep, tables, training, units
 from benchmarks.quality.changes import CHANGES
 from benchmarks.quality.models import build, count_parameters, matched_shape, state_elements
+from benchmarks.quality.points import sized_name
 from common import randomize
 from modeling_latent.cache_name import cache_of
 
 
+RESULTS = record.RESULTS
 SHAPE = {
     "vocab_size": 31,
     "hidden_size": 16,
@@ -344,46 +346,61 @@ def test_training_of_recall_ends_when_it_is_solved(accuracy, steps, tmp_path, mo
 
 
 def test_finished_units_are_not_run_again(folder):
-    done = []
+    done, file = [], folder / "units.jsonl"
 
     def run_unit(unit, job):
         done.append(unit["seed"])
         return {"accuracy": unit["seed"] / 10} if unit["seed"] != 1 or len(done) > 3 else None
 
+    def run(points, **changes):
+        units.run_units(file, points, run_unit, arguments(**changes))
+        return units.finished_units(file, points)
+
     points = [{"seed": seed} for seed in (0, 1, 2)]
-    found = units.run_units("table", points, run_unit, arguments())
-    assert [unit["seed"] for unit in found] == [0, 2] and done == [2, 1, 0]  # from the end
-    found = units.run_units("table", points, run_unit, arguments())
+    assert [unit["seed"] for unit in run(points)] == [0, 2] and done == [2, 1, 0]  # from the end
+    found = run(points)
     assert [unit["accuracy"] for unit in found] == [0.0, 0.1, 0.2] and done == [2, 1, 0, 1]
     assert {unit["revision"] for unit in found} == {record.revision()}
-    units.run_units("table", [{"seed": 0, "steps": 5}], run_unit, arguments())
+    run([{"seed": 0, "steps": 5}])
     assert done[4:] == [0]  # another recipe is another unit
-    assert units.run_units("table", [{"seed": 7}], run_unit, arguments(deadline=0.0)) == [] and done[5:] == []
+    assert run([{"seed": 7}], deadline=0.0) == [] and done[5:] == []
 
 
-def test_other_seeds_run_at_the_best_learning_rate(folder):
-    def run_unit(unit, job):
+def swept(points: list[dict], rates: tuple[float, ...], run_unit) -> dict:
+    """What a sweep gives of these points, each unit of which has the result of `run_unit`, if it has one."""
+    form = {"learning_rates": rates}
+    table = sweep.Table(
+        "table", "A table", {"full": form}, lambda form: points, lambda unit: unit["accuracy"], run_unit
+    )
+
+    def run(units: list[dict]) -> list[dict]:
+        results = [(unit, run_unit(unit)) for unit in units]
+        return [{**unit, **result} for unit, result in results if result is not None]
+
+    return sweep.sweep(table, "full", run)
+
+
+def test_other_seeds_run_at_the_best_learning_rate():
+    def run_unit(unit):
         return {"accuracy": 1 - abs(unit["learning_rate"] - unit["best"])}
 
-    points = [{"best": 0.1}, {"best": 0.3}]
-    swept = units.sweep("table", points, (0.1, 0.2, 0.3), lambda unit: unit["accuracy"], run_unit, arguments())
-    assert swept["finished"] == swept["all"] == 10
-    for point in swept["points"]:
+    result = swept([{"best": 0.1}, {"best": 0.3}], (0.1, 0.2, 0.3), run_unit)
+    assert len(result["units"]) == result["all"] == 10
+    for point in result["points"]:
         assert [unit["seed"] for unit in point] == [0, 1, 2]
         assert all(unit["learning_rate"] == unit["best"] for unit in point)
 
 
-def test_a_point_waits_for_all_of_its_learning_rates_and_seeds(folder):
+def test_a_point_waits_for_all_of_its_learning_rates_and_seeds():
     stopped = [("a", 0.2, 0), ("b", 0.1, 2)]
 
-    def run_unit(unit, job):
+    def run_unit(unit):
         done = (unit["name"], unit["learning_rate"], unit["seed"]) not in stopped
         return {"accuracy": 1 - unit["learning_rate"]} if done else None
 
-    points = [{"name": name} for name in "abc"]
-    swept = units.sweep("table", points, (0.1, 0.2), lambda unit: unit["accuracy"], run_unit, arguments())
-    assert [[unit["name"] for unit in point] for point in swept["points"]] == [["c"] * 3]
-    assert {unit["seed"] for unit in swept["units"] if unit["name"] == "a"} == {0}
+    result = swept([{"name": name} for name in "abc"], (0.1, 0.2), run_unit)
+    assert [[unit["name"] for unit in point] for point in result["points"]] == [["c"] * 3]
+    assert {unit["seed"] for unit in result["units"] if unit["name"] == "a"} == {0}
 
 
 def test_a_unit_is_the_same_in_whatever_order_it_is_written():
@@ -393,22 +410,25 @@ def test_a_unit_is_the_same_in_whatever_order_it_is_written():
 def test_units_run_in_processes(folder):
     form = capacity.FORMS["smoke"]
     points = [{**point, "learning_rate": 1e-3, "seed": 0} for point in capacity.points(form)[:2]]
-    found = units.run_units("table", points, capacity.run_unit, arguments(jobs=2))
-    assert [unit["pairs"] for unit in found] == [2, 4]
+    units.run_units(folder / "units.jsonl", points, capacity.run_unit, arguments(jobs=2))
+    assert [unit["pairs"] for unit in units.finished_units(folder / "units.jsonl", points)] == [2, 4]
 
 
 @pytest.mark.parametrize("table", MODULES)
-def test_every_table_is_measured(table, folder):
+def test_every_table_is_measured(table, folder, monkeypatch):
     MODULES[table].main(["--form", "smoke", "--jobs", "1"])
-    result = json.loads((folder / f"quality_{table}_smoke.json").read_text(encoding="utf-8"))
-    assert result["title"].endswith("smoke")
+    monkeypatch.setattr(tables, "FORMS", ("smoke",))
+    ((name, result),) = tables.results(tables.TABLES[table]).items()
+    assert name == f"quality_{table}_smoke" and result["title"].endswith("smoke")
     assert all(f"one unit at a time, torch {torch.__version__}" in unit["machine"] for unit in result["units"])
     # At least half of the steps take the median or longer.
     assert all(1000 * unit["seconds"] > unit["trained_steps"] * unit["ms_per_step"] / 2 for unit in result["units"])
-    assert result["finished"] == result["all"] == len(result["units"]) and result["points"]
-    assert all((folder / f"quality_{table}_smoke.{suffix}").stat().st_size > 1000 for suffix in ("svg", "png"))
-    rows = tables.TABLES[table](result)
+    assert result["all"] == len(result["units"]) and result["points"]
+    rows = tables.ROWS[table](result)
     assert len(rows) > 2 and all(len(row) == len(rows[0]) for row in rows)
+    assert f"![{result['title']}](../results/{name}.svg)" in tables.render(tables.TABLES[table])
+    tables.draw_figures()
+    assert (folder / f"{name}.svg").stat().st_size > 1000
     assert not (folder / "checkpoints").exists()
 
 
@@ -417,7 +437,7 @@ def test_the_reduced_form_is_named_and_its_points_can_be_built():
         for point in module.points(module.FORMS["reduced"]):
             assert count_parameters(point["model"], point["shape"], point["settings"]) > 1000
     for task in ablations.TASKS:
-        points = ablations.points(ablations.FORMS["reduced"], task)
+        points = ablations.task_points(ablations.FORMS["reduced"], task)
         sizes = [count_parameters(point["model"], point["shape"], point["settings"]) for point in points]
         # Equal but for steps of the feed-forward width; an MLP is never narrower than twice the model.
         assert max(sizes) / min(sizes) < 1.01
@@ -430,17 +450,26 @@ def test_what_is_reduced_is_listed():
         "full_recipe": {"steps": 50, "a": {"b": 1, "c": [3]}},
     }
     assert tables.reductions(result) == "What differs from the full form: steps 5 (full: 50); a.c [2] (full: [3]).\n"
-    for module in MODULES.values():
-        full, *others = (tables.flat(units.recipe_with_seeds(form)).keys() for form in module.FORMS.values())
+    for table in tables.TABLES.values():
+        full, *others = (tables.flat(table.recipe(form)).keys() for form in table.forms)
         assert all(form == full for form in others)
 
 
-def test_tables_are_of_the_recipes_as_they_are():
-    for file in record.RESULTS.glob("quality_*.json"):
-        result, table = json.loads(file.read_text(encoding="utf-8")), file.stem.removeprefix("quality_")
-        form = MODULES[table.rpartition("_")[0]].FORMS[result["form"]]
-        recipe = json.loads(json.dumps(units.recipe_with_seeds(form)))
-        assert result["recipe"] == recipe, f"measure {file.stem} again: its recipe has changed"
+def test_results_are_of_the_recipes_as_they_are():
+    files = {table.file(form): (table, form) for table in tables.TABLES.values() for form in table.forms}
+    found = sorted(record.RESULTS.glob("quality_*.jsonl"))
+    assert found
+    for file in found:
+        assert file in files, f"{file.name} is of no table and form"
+        assert sweep.measured(*files[file])["points"], f"measure {file.stem} again: its recipe has changed"
+
+
+def test_the_figures_are_of_what_was_measured(folder):
+    for file in RESULTS.glob("quality_*.jsonl"):
+        shutil.copy(file, folder)
+    tables.draw_figures()
+    drawn = {file.name: file.read_bytes() for file in folder.glob("*.svg")}
+    assert drawn == {file.name: file.read_bytes() for file in RESULTS.glob("quality_*.svg")}
 
 
 def test_the_readmes_have_what_was_measured():
@@ -455,8 +484,9 @@ FROM_THE_SECOND = "latents in every second layer, from the second, and window"
 
 def means_of(table: str, metric, digits: int = 2) -> dict[str, str]:
     """A metric of units, rounded, as its mean over seeds by the names of the table's rows."""
-    result = json.loads((record.RESULTS / f"quality_{table}.json").read_text(encoding="utf-8"))
-    return {tables.sized_name(point[0]): f"{mean(map(metric, point)):.{digits}f}" for point in result["points"]}
+    name, _, form = table.rpartition("_")
+    points = sweep.measured(tables.TABLES[name], form)["points"]
+    return {sized_name(point[0]): f"{mean(map(metric, point)):.{digits}f}" for point in points}
 
 
 def said_of_recall() -> list[str]:

@@ -13,7 +13,6 @@
 # limitations under the License.
 """docs/scaling.md: its commands and files run, its tables come from the file that the benchmark wrote."""
 
-import json
 import re
 import shlex
 import shutil
@@ -25,7 +24,7 @@ from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import AutoModelForCausalLM
 
-from benchmarks import communication
+from benchmarks import communication, record
 from modeling_latent import LatentAttentionForCausalLM
 from ranks import run_like_torchrun, run_ranks
 from test_examples import TEXTS, tiny_configuration
@@ -70,8 +69,7 @@ def test_commands_of_the_page_run_in_two_processes(tmp_path):
 
 
 def test_tables_of_the_page_are_those_of_the_file():
-    result = json.loads(communication.RESULT.read_text(encoding="utf-8"))
-    shown = communication.texts(result)
+    shown = communication.texts(record.read("communication"))
     assert shown.keys() == {"bytes", "plan", "share_of_time"}
     for mark, text in shown.items():
         assert f"<!-- {mark}: start -->\n{text}<!-- {mark}: end -->" in PAGE

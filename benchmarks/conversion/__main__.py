@@ -18,7 +18,7 @@ Convert a model, distill it in stages, and measure after each what it has won ba
     python -m benchmarks.conversion --minutes 60      # stop after so long; the same command goes on from there
     python -m benchmarks.conversion --form tiny       # a rehearsal of a few steps
 
-What is done is kept in --output_dir and not done again. Results, table and figure are written anew after each model.
+What is done is kept in --output_dir and not done again. Result, tables and figure are written anew after each model.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from benchmarks import record
 
-from . import measure, report
+from . import measure, tables
 from .recall import KINDS
 from .sources import save_smollm2, save_texts
 
@@ -102,16 +102,8 @@ def run(script: str, flags: list, output: Path, deadline: float) -> None:
 
 
 def distill(stage: str, model: Path, output: Path, steps: int, folder: Path, form: dict, deadline: float) -> None:
-    flags = [
-        "--stage",
-        stage,
-        "--teacher",
-        folder / "llama",
-        "--model",
-        model,
-        "--dataset",
-        folder / "texts" / "train",
-    ]
+    flags = ["--stage", stage, "--model", model]
+    flags += ["--teacher", folder / "llama", "--dataset", folder / "texts" / "train"]
     flags += ["--block_size", form["block_size"], "--max_steps", steps, "--per_device_train_batch_size", 1]
     flags += ["--gradient_accumulation_steps", form["rows_per_step"], "--learning_rate", form["learning_rates"][stage]]
     flags += ["--warmup_steps", steps // 10, "--lr_scheduler_type", "cosine", "--adam_beta2", 0.95, "--bf16"]
@@ -196,13 +188,13 @@ def main(argv: list[str] | None = None) -> None:
         save_texts(folder / "texts", tokenizer, form["recall_documents"])
     texts = Dataset.from_parquet(str(folder / "texts" / "held_out.parquet"))["text"]
     name = f"conversion_{args.form}"
-    result = report.load(name) or {"form": form, "environment": record.environment("cpu"), "models": {}}
+    result = record.read(name) or {"form": form, "environment": record.environment("cpu"), "models": {}}
     try:
         for model_name, model_folder in models(folder, form, deadline):
             if model_name not in result["models"]:
                 result["models"][model_name] = measured(load(model_name, model_folder), tokenizer, texts, form)
                 record.write(name, result)
-                report.main(name)
+                tables.main(name)
     except OutOfTime:
         print("The minutes are over; the same command goes on from here.")
 

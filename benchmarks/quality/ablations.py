@@ -21,11 +21,11 @@ many parameters as latents in every layer beside feed-forward layers twice the m
 is paid for.
 """
 
-from . import figures, language_model, mqar
+from . import language_model, mqar, sweep
 from .changes import CHANGES
 from .models import count_parameters, matched_shape
+from .sweep import Table
 from .training import Job
-from .units import parse_arguments, sweep, write_table
 
 
 BASE = {"layer_pattern": ["both", "local"]}
@@ -78,7 +78,7 @@ FORMS = {
 TASKS = {"language_model": language_model, "mqar": mqar}
 
 
-def points(form: dict, task: str) -> list[dict]:
+def task_points(form: dict, task: str) -> list[dict]:
     base = form[f"{task}_base"]
     if task == "mqar":
         (length, pairs), (width,) = form["mqar"]["lengths_and_pairs"][0], form["mqar"]["widths"]
@@ -101,20 +101,27 @@ def points(form: dict, task: str) -> list[dict]:
     ]
 
 
+def points(form: dict) -> list[dict]:
+    return [point for task in TASKS for point in task_points(form, task)]
+
+
+def learning_rates(form: dict, point: dict) -> tuple[float, ...]:
+    return form[point["task"]]["learning_rates"]
+
+
+def score(unit: dict) -> float:
+    return TASKS[unit["task"]].score(unit)
+
+
 def run_unit(unit: dict, job: Job) -> dict | None:
     return TASKS[unit["task"]].run_unit(unit, job)
 
 
+TABLE = Table("ablations", "Ablations of latent attention", FORMS, points, score, run_unit, learning_rates)
+
+
 def main(argv: list[str] | None = None) -> None:
-    args = parse_arguments("Ablations of latent attention", FORMS, argv)
-    form, name = FORMS[args.form], f"quality_ablations_{args.form}"
-    both = [
-        sweep(name, points(form, task), form[task]["learning_rates"], module.score, run_unit, args)
-        for task, module in TASKS.items()
-    ]
-    swept = {key: both[0][key] + both[1][key] for key in both[0]}
-    file = write_table(name, "Ablations of latent attention", FORMS, swept, args)
-    figures.draw(figures.ablations, file)
+    sweep.main(TABLE, argv)
 
 
 if __name__ == "__main__":

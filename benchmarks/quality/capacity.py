@@ -26,10 +26,10 @@ from torch.nn.functional import cross_entropy
 
 from modeling_latent import LatentAttention, LatentAttentionConfig
 
-from . import figures
+from . import sweep
 from .changes import UnrefinedLatentAttention
+from .sweep import Table
 from .training import Job, train
-from .units import measure
 
 
 WIDTH, HEADS, KEYS, VALUES = 64, 4, 256, 64
@@ -134,9 +134,11 @@ def score(unit: dict) -> float:
     return unit["accuracy"]
 
 
+TABLE = Table("capacity", "Capacity of one layer's latents", FORMS, points, score, run_unit)
+
+
 def main(argv: list[str] | None = None) -> None:
-    file = measure("capacity", "Capacity of one layer's latents", FORMS, points, score, run_unit, argv)
-    figures.draw(figures.recall_by_pairs, file)
+    sweep.main(TABLE, argv)
 
 
 if __name__ == "__main__":

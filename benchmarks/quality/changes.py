@@ -16,14 +16,16 @@
 They are for training and for scoring whole texts: a state is not carried on, and nothing is packed.
 """
 
-import copy
+from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
 
 import torch
 from torch import nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from modeling_latent import LatentAttention, LatentAttentionConfig, LatentAttentionForCausalLM
-from modeling_latent.attention import MultiHeadAttention, branch_size, make_linear
+from modeling_latent.attention import MultiHeadAttention, branch_size, make_linear, make_norm
 from modeling_latent.latent_attention import ChunkedLatentAttention
 from modeling_latent.layer_state import KeysValues
 from modeling_latent.local_attention import rotate
@@ -43,11 +45,22 @@ class WithoutRefinement:
 
 
 class UnrefinedLatentAttention(WithoutRefinement, LatentAttention):
-    """The layer alone."""
+    """Latent attention without refinement as a layer of any PyTorch model."""
 
 
 class UnrefinedChunkedLatentAttention(WithoutRefinement, ChunkedLatentAttention):
-    """The same in a model."""
+    """Latent attention without refinement in our model."""
+
+
+class AttentionBetweenWidths(MultiHeadAttention):
+    """States of the width `reader` attend to states of the width `read`."""
+
+    def __init__(self, config: LatentAttentionConfig, reader: int, read: int, output_size: float = 1.0):
+        super().__init__(config, output_size)
+        self.q_proj = make_linear(reader, self.q_proj.out_features)
+        self.k_proj = make_linear(read, self.k_proj.out_features)
+        self.v_proj = make_linear(read, self.v_proj.out_features)
+        self.o_proj = make_linear(self.o_proj.in_features, reader, size=output_size)
 
 
 class NarrowLatentAttention(ChunkedLatentAttention):
@@ -55,43 +68,51 @@ class NarrowLatentAttention(ChunkedLatentAttention):
 
     def __init__(self, config: LatentAttentionConfig):
         super().__init__(config)
-        size = config.hidden_size // 2
-        self.latents = nn.Parameter(torch.randn(config.num_latents, size))  # (M, D / 2)
-        for name in ("latent_norm", "refine_norm", "readout_norm"):
-            setattr(self, name, nn.LayerNorm(size, eps=config.norm_eps))
-        compress, refine, retrieve = self.input_to_latent, self.latent_self, self.latent_to_input
-        from_latents = [(compress, "q_proj"), (retrieve, "k_proj"), (retrieve, "v_proj")]
-        from_latents += [(refine, "q_proj"), (refine, "k_proj"), (refine, "v_proj")]
-        for attention, name in from_latents:
-            setattr(attention, name, drawn(make_linear(size, getattr(attention, name).out_features)))
-        heads = compress.o_proj.in_features
-        compress.o_proj, refine.o_proj = drawn(make_linear(heads, size)), drawn(make_linear(heads, size, size=0.1))
+        width, narrow = config.hidden_size, config.hidden_size // 2
+        self.latents = nn.Parameter(torch.empty(config.num_latents, narrow))  # (M, D / 2)
+        self.latent_norm, self.refine_norm = make_norm(config, narrow), make_norm(config, narrow)
+        self.readout_norm = make_norm(config, narrow)
+        self.input_to_latent = AttentionBetweenWidths(config, narrow, width)
+        self.latent_self = AttentionBetweenWidths(config, narrow, narrow, output_size=0.1)
+        self.latent_to_input = AttentionBetweenWidths(config, width, narrow, output_size=branch_size(config))
 
 
-class FewerHeadsLatentAttention(ChunkedLatentAttention):
-    """One key/value head in each of the three steps."""
+class LatentsForLocalAttention(ChunkedLatentAttention):
+    """Latents that local attention reads: retrieval has neither queries nor an output of its own."""
 
     def __init__(self, config: LatentAttentionConfig):
         super().__init__(config)
-        fewer = copy.deepcopy(config)
-        fewer.num_key_value_heads = 1
-        self.input_to_latent = drawn(MultiHeadAttention(fewer))
-        self.latent_self = drawn(MultiHeadAttention(fewer, output_size=0.1))
-        self.latent_to_input = drawn(MultiHeadAttention(fewer, output_size=branch_size(config)))
+        del self.latent_to_input.q_proj, self.latent_to_input.o_proj
 
 
-class OneSoftmaxLayer(LatentAttentionDecoderLayer):
+def one_key_value_head(config: LatentAttentionConfig) -> ChunkedLatentAttention:
+    """Latent attention with one key/value head in each of its three steps."""
+    fewer = deepcopy(config)
+    fewer.num_key_value_heads = 1
+    return ChunkedLatentAttention(fewer)
+
+
+class LayerWithMemory(LatentAttentionDecoderLayer):
+    """A layer whose latent attention is what `make_memory` makes of the configuration."""
+
+    def __init__(self, config: LatentAttentionConfig, layer_idx: int, make_memory: Callable):
+        super().__init__(config, layer_idx)
+        self.latent_attention = make_memory(config)
+
+
+class OneSoftmaxLayer(LayerWithMemory):
     """Tokens nearby and latents compete in the softmax of local attention, which has one query for both."""
 
+    def __init__(self, config: LatentAttentionConfig, layer_idx: int):
+        super().__init__(config, layer_idx, LatentsForLocalAttention)
+
     def forward(self, hidden_states, layout, position_embeddings=None, attention_mask=None, **kwargs):
-        local, memory = self.local_attention, self.latent_attention
+        local = self.local_attention
         tokens = self.local_norm(hidden_states)
         queries, (keys, values) = local.queries(tokens), local.keys_values(tokens)
         turned = KeysValues(rotate(keys, position_embeddings.own), values)
         near = local.causal_windows(turned, layout, position_embeddings, None)  # (R, N, Hkv, S + 2C, d)
-        inputs, _ = convolve(memory.token_conv, memory.token_norm(hidden_states), layout, None)
-        statistics = memory.compress(memory.input_to_latent.keys_values(inputs), layout, None)
-        far = memory.refine(memory.compressed(statistics.out))  # (R, N, Hkv, M, d)
+        far = self.latents_at_chunks(hidden_states, layout)  # (R, N, Hkv, M, d)
         # One half of a doubled head compares turned queries with turned keys, the other one, not turned, with latents.
         queries = torch.cat([rotate(queries, position_embeddings.own), queries], dim=-1)
         keys = torch.cat([pad(near.keys, (0, local.head_dim)), pad(far.keys, (local.head_dim, 0))], dim=3)
@@ -106,38 +127,33 @@ class OneSoftmaxLayer(LatentAttentionDecoderLayer):
         hidden_states = hidden_states + local.o_proj(attended.transpose(1, 2).flatten(2)).view_as(hidden_states)
         return hidden_states + self.mlp(self.mlp_norm(hidden_states), layout)[0]
 
-
-def drawn(module: nn.Module) -> nn.Module:
-    """With its weights as `init_weights` would draw them."""
-    for part in module.modules():
-        if hasattr(part, "init_std"):
-            nn.init.normal_(part.weight, std=part.init_std)
-    return module
-
-
-def layers_with_latents(model: LatentAttentionForCausalLM) -> list[LatentAttentionDecoderLayer]:
-    return [layer for layer in model.model.layers if layer.kind != "local"]
+    def latents_at_chunks(self, hidden_states: torch.Tensor, layout) -> KeysValues:
+        """What tokens `(R, N, C, D)` read: refined latents at the start of every chunk, `(R, N, Hkv, M, d)`."""
+        memory = self.latent_attention
+        inputs, _ = convolve(memory.token_conv, memory.token_norm(hidden_states), layout, None)
+        statistics = memory.compress(memory.input_to_latent.keys_values(inputs), layout, None)
+        return memory.refine(memory.compressed(statistics.out))
 
 
-def replace_memory(memory_class: type[ChunkedLatentAttention]):
-    """A change of latent attention to another class, in every layer that has it."""
+class ChangedForCausalLM(LatentAttentionForCausalLM):
+    """Our model, whose layers with latents are what `make_layer` makes of the configuration and a layer's index."""
 
-    def change(model: LatentAttentionForCausalLM) -> None:
-        for layer in layers_with_latents(model):
-            layer.latent_attention = memory_class(model.config)
-
-    return change
-
-
-def share_one_softmax(model: LatentAttentionForCausalLM) -> None:
-    for layer in layers_with_latents(model):
-        layer.__class__ = OneSoftmaxLayer
-        del layer.latent_attention.latent_to_input.q_proj, layer.latent_attention.latent_to_input.o_proj
+    def __init__(self, config: LatentAttentionConfig, make_layer: Callable):
+        super().__init__(config)
+        for index, kind in enumerate(config.layer_kinds):
+            if kind != "local":
+                self.model.layers[index] = make_layer(config, index)
+        self.post_init()  # draws the weights of these layers
 
 
 CHANGES = {
-    "no refinement": replace_memory(UnrefinedChunkedLatentAttention),
-    "latents half as wide": replace_memory(NarrowLatentAttention),
-    "one key/value head in the memory": replace_memory(FewerHeadsLatentAttention),
-    "retrieval and local attention in one softmax": share_one_softmax,
+    "no refinement": partial(LayerWithMemory, make_memory=UnrefinedChunkedLatentAttention),
+    "latents half as wide": partial(LayerWithMemory, make_memory=NarrowLatentAttention),
+    "one key/value head in the memory": partial(LayerWithMemory, make_memory=one_key_value_head),
+    "retrieval and local attention in one softmax": OneSoftmaxLayer,
 }
+
+
+def changed_model(change: str, config: LatentAttentionConfig) -> ChangedForCausalLM:
+    """The model of `config` with one of `CHANGES`."""
+    return ChangedForCausalLM(config, CHANGES[change])

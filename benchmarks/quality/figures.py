@@ -11,77 +11,32 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""One figure per table, from the table's JSON, as SVG and PNG beside it."""
+"""One figure per table: a function of what `sweep` gives, and of the figure that it fills."""
 
-import json
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import mean
 
-import matplotlib
-from matplotlib.figure import Figure  # not pyplot, which may look for a screen
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from .units import mean_and_deviation
+from benchmarks import report
 
-
-STYLE = {"svg.hashsalt": "latent attention"}  # the same numbers give the same file
-NAMES = {
-    "full_attention": "full attention",
-    "window": "window alone",
-    "whole_window": "window over everything",
-    "latents": "latents alone",
-    "latents_and_window": "latents and window",
-    "latents_in_every_layer": "latents in every layer, and window",
-    "latents_from_the_second_layer": "latents in every second layer, from the second, and window",
-    "mamba2": "Mamba-2",
-    "gated_delta_net": "gated delta net",
-    "gated_slot_attention": "gated slot attention",
-}
+from .points import grouped, mean_and_deviation, name_of, rows_by_seed
 
 
-def name_of(unit: dict) -> str:
-    """A model as tables and figures call it."""
-    repeated = ", chunks repeated" if "max_chunk_repeats" in unit["settings"] else ""
-    return NAMES[unit["model"]] + repeated
-
-
-def draw(plot: Callable, file: Path) -> None:
-    """`plot(result, figure)` for the JSON in `file`; nothing while no point is complete."""
-    result = json.loads(file.read_text(encoding="utf-8"))
-    if not result["points"]:
-        return
-    count = len(result["recipe"]["seeds"])
-    note = f"mean and standard deviation of {count} seeds" if count > 1 else "one seed"
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.5, 4.5), layout="constrained")
-        plot(result, figure)
-        figure.suptitle(f"{result['title']}\n{note}", fontsize=10)
-        for axes in figure.axes:
-            axes.grid(alpha=0.3)
-        figure.savefig(file.with_suffix(".svg"), metadata={"Date": None})
-        figure.savefig(file.with_suffix(".png"), dpi=150)
-
-
-def lines(points: list[list[dict]], label: Callable[[dict], str]) -> dict[str, list[list[dict]]]:
-    """Points by the label of the line that they are on."""
-    by_label = {}
-    for point in points:
-        by_label.setdefault(label(point[0]), []).append(point)
-    return by_label
-
-
-def error_line(axes, places: list[float], values: list[list[dict]], metric: str, label: str) -> None:
+def error_line(axes: Axes, places: list[float], values: list[list[dict]], metric: str, label: str) -> None:
     """A line through the means over seeds, with bars of one standard deviation; `values` has the seeds of a place."""
     means, deviations = zip(*(mean_and_deviation(seeds, metric) for seeds in values), strict=True)
     axes.errorbar(places, means, deviations, marker="o", capsize=3, label=label)
 
 
-def place_legend(axes) -> None:
+def place_legend(axes: Axes) -> None:
     """Below the lines, so that it hides none."""
-    axes.figure.legend(fontsize=8, loc="outside lower center", ncols=2, frameon=False)
+    axes.figure.legend(fontsize=8, loc="outside lower center", ncols=2)
 
 
-def recall_by_state(result: dict, figure) -> None:
+def recall_by_state(result: dict, figure: Figure) -> None:
     axes = figure.subplots()
     several = len({(unit["shape"]["hidden_size"], unit["length"]) for unit in result["units"]}) > 1
 
@@ -89,31 +44,29 @@ def recall_by_state(result: dict, figure) -> None:
         setting = f", width {unit['shape']['hidden_size']}, {unit['pairs']} pairs in {unit['length']}"
         return name_of(unit) + (setting if several else "")
 
-    for name, points in lines(result["points"], label).items():
+    for name, points in grouped(result["points"], label).items():
         points = sorted(points, key=lambda point: point[0]["state_elements"])
         error_line(axes, [point[0]["state_elements"] for point in points], points, "accuracy", name)
     axes.set(xscale="log", xlabel="state of one sequence, numbers", ylabel="accuracy at queries", ylim=(-0.03, 1.03))
     place_legend(axes)
 
 
-def recall_by_length(result: dict, figure) -> None:
+def recall_by_length(result: dict, figure: Figure) -> None:
     axes = figure.subplots()
     for point in result["points"]:
         lengths = [row["length"] for row in point[0]["by_length"]]
-        rows = list(zip(*(unit["by_length"] for unit in point), strict=True))
-        error_line(axes, lengths, rows, "accuracy", name_of(point[0]))
+        error_line(axes, lengths, rows_by_seed(point, "by_length"), "accuracy", name_of(point[0]))
     axes.set_xscale("log", base=2)
     axes.set(xlabel="tokens in the text", ylabel="passkeys recalled", ylim=(-0.03, 1.03))
     axes.axvline(result["recipe"]["length"], color="grey", linestyle=":", label="length in training")
     place_legend(axes)
 
 
-def loss_by_position(result: dict, figure) -> None:
+def loss_by_position(result: dict, figure: Figure) -> None:
     axes = figure.subplots()
     for point in result["points"]:
         middles = [mean((row["from"], row["to"])) for row in point[0]["by_position"]]
-        rows = list(zip(*(unit["by_position"] for unit in point), strict=True))
-        error_line(axes, middles, rows, "loss", name_of(point[0]))
+        error_line(axes, middles, rows_by_seed(point, "by_position"), "loss", name_of(point[0]))
     axes.set_xscale("log", base=2)
     axes.set(xlabel="position in the document, bytes", ylabel="loss, nats per byte")
     # A model that fails beyond its length leaves the figure, so that the others can be told apart.
@@ -125,20 +78,20 @@ def loss_by_position(result: dict, figure) -> None:
     place_legend(axes)
 
 
-def recall_by_pairs(result: dict, figure) -> None:
+def recall_by_pairs(result: dict, figure: Figure) -> None:
     axes = figure.subplots()
 
     def label(unit: dict) -> str:
         return f"{unit['settings']['num_latents']} latents" + ("" if unit["refinement"] else ", no refinement")
 
-    for name, points in lines(result["points"], label).items():
+    for name, points in grouped(result["points"], label).items():
         error_line(axes, [point[0]["pairs"] for point in points], points, "accuracy", name)
     axes.set_xscale("log", base=2)
     axes.set(xlabel="pairs to remember", ylabel="accuracy", ylim=(-0.03, 1.03))
     place_legend(axes)
 
 
-def ablations(result: dict, figure) -> None:
+def ablations(result: dict, figure: Figure) -> None:
     """Both tasks side by side, a row per variant."""
     panels = {
         "mqar": ("accuracy", "recall: accuracy"),
@@ -151,3 +104,24 @@ def ablations(result: dict, figure) -> None:
             axes.errorbar(mean_value, point[0]["variant"], xerr=deviation, marker="o", capsize=3, color="C0")
         axes.set_xlabel(title)
     axes.invert_yaxis()
+
+
+PLOTS = {
+    "mqar": recall_by_state,
+    "passkey": recall_by_length,
+    "language_model": loss_by_position,
+    "ablations": ablations,
+    "capacity": recall_by_pairs,
+}
+
+
+def plot(result: dict, table: str, figure: Figure) -> None:
+    count = len(result["recipe"]["seeds"])
+    note = f"mean and standard deviation of {count} seeds" if count > 1 else "one seed"
+    PLOTS[table](result, figure)
+    figure.suptitle(f"{result['title']}\n{note}", fontsize=10)
+
+
+def draw(result: dict, table: str, file: Path) -> None:
+    """The figure of a table, as far as its points are complete."""
+    report.draw(partial(plot, result, table), file, size=(7.5, 4.5))

@@ -33,10 +33,10 @@ from torch.nn.functional import cross_entropy
 
 from examples.documents import standard_library
 
-from . import figures
+from . import sweep
 from .models import build, count_parameters, hidden_states, matched_shape
+from .sweep import Table
 from .training import Job, precision, train
-from .units import measure
 
 
 VOCAB_SIZE = 256
@@ -257,9 +257,11 @@ def score(unit: dict) -> float:
     return -unit["loss_in_training_length"]
 
 
+TABLE = Table("language_model", "Language models of equal size", FORMS, points, score, run_unit)
+
+
 def main(argv: list[str] | None = None) -> None:
-    file = measure("language_model", "Language models of equal size", FORMS, points, score, run_unit, argv)
-    figures.draw(figures.loss_by_position, file)
+    sweep.main(TABLE, argv)
 
 
 if __name__ == "__main__":

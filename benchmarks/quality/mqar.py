@@ -26,10 +26,10 @@ from functools import lru_cache
 import torch
 from torch.nn.functional import cross_entropy
 
-from . import figures
+from . import sweep
 from .models import build, count_parameters, hidden_states, state_elements
+from .sweep import Table
 from .training import Job, precision, train
-from .units import measure
 
 
 POWER = 0.01  # of the law that distances between pair and query follow
@@ -232,9 +232,11 @@ def score(unit: dict) -> float:
     return unit["accuracy"]
 
 
+TABLE = Table("mqar", "Multi-query associative recall", FORMS, points, score, run_unit)
+
+
 def main(argv: list[str] | None = None) -> None:
-    file = measure("mqar", "Multi-query associative recall", FORMS, points, score, run_unit, argv)
-    figures.draw(figures.recall_by_state, file)
+    sweep.main(TABLE, argv)
 
 
 if __name__ == "__main__":

@@ -25,10 +25,10 @@ from statistics import mean
 import torch
 from torch.nn.functional import cross_entropy
 
-from . import figures
+from . import sweep
 from .models import build, count_parameters, hidden_states
+from .sweep import Table
 from .training import Job, precision, train
-from .units import measure
 
 
 FILLER = "The grass is green . The sky is blue . The sun is yellow . Here we go . There and back again ."
@@ -176,9 +176,11 @@ def score(unit: dict) -> float:
     return mean(row["accuracy"] for row in unit["by_length"])
 
 
+TABLE = Table("passkey", "Passkey retrieval", FORMS, points, score, run_unit)
+
+
 def main(argv: list[str] | None = None) -> None:
-    file = measure("passkey", "Passkey retrieval", FORMS, points, score, run_unit, argv)
-    figures.draw(figures.recall_by_length, file)
+    sweep.main(TABLE, argv)
 
 
 if __name__ == "__main__":

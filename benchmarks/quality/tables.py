@@ -11,22 +11,24 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Tables in the README beside this file, from the JSON that the measurements wrote.
+"""Tables in the README beside this file, and figures, from the units that are finished.
 
-python -m benchmarks.quality.tables            # print
-python -m benchmarks.quality.tables --write    # put them into the READMEs
+python -m benchmarks.quality.tables            # print the tables
+python -m benchmarks.quality.tables --write    # put them into the READMEs, and draw the figures in results/
 """
 
-import json
 import sys
 from pathlib import Path
 
-from benchmarks import record
+from benchmarks import record, report
 
-from .figures import lines, name_of
-from .units import mean_and_deviation
+from . import ablations, capacity, figures, language_model, mqar, passkey
+from .points import grouped, mean_and_deviation, rows_by_seed, sized_name
+from .sweep import Table, measured
 
 
+TABLES = {module.TABLE.name: module.TABLE for module in (mqar, passkey, language_model, ablations, capacity)}
+FORMS = ("reduced", "small", "medium", "full")
 README = Path(__file__).parent / "README.md"
 READMES = (README, Path(__file__).parents[2] / "README.md")
 # Rows of the project's README, and what they are called in the tables of recall, passkeys and language models.
@@ -47,7 +49,6 @@ OVERVIEW = (
     ("full attention", *["full attention"] * 3),
     ("Mamba-2", "Mamba-2, 16", "Mamba-2, 16", "Mamba-2, 64"),
 )
-SIZES = ("num_latents", "state_size", "key_dim", "num_slots")
 
 
 def number(point: list[dict], metric: str) -> str:
@@ -59,12 +60,7 @@ def milliseconds(point: list[dict]) -> str:
     return f"{mean_and_deviation(point, 'ms_per_step')[0]:.0f}"
 
 
-def sized_name(unit: dict) -> str:
-    """`latents and window, 16`"""
-    return ", ".join([name_of(unit), *(str(unit["settings"][size]) for size in SIZES if size in unit["settings"])])
-
-
-def mqar(result: dict) -> list[list[str]]:
+def mqar_rows(result: dict) -> list[list[str]]:
     header = ["model, size", "width", "pairs in tokens", "state, numbers", "parameters", "learning rate"]
     header += ["accuracy", "ms per step"]
     rows = [
@@ -84,24 +80,24 @@ def mqar(result: dict) -> list[list[str]]:
     return [header, *rows]
 
 
-def passkey(result: dict) -> list[list[str]]:
+def passkey_rows(result: dict) -> list[list[str]]:
     lengths = [row["length"] for row in result["points"][0][0]["by_length"]]
     header = ["model, size", "parameters", *(f"recalled in {length:,} tokens" for length in lengths)]
     rows = [
         [
             sized_name(point[0]),
             f"{point[0]['parameters']:,}",
-            *(number([unit["by_length"][i] for unit in point], "accuracy") for i in range(len(lengths))),
+            *(number(rows, "accuracy") for rows in rows_by_seed(point, "by_length")),
         ]
         for point in result["points"]
     ]
     return [header, *rows]
 
 
-def language_model(result: dict) -> list[list[str]]:
+def language_model_rows(result: dict) -> list[list[str]]:
     """The gap is to full attention at the same place, in means over seeds."""
     spans = [f"{row['from']:,}–{row['to']:,}" for row in result["points"][0][0]["by_position"]]
-    losses = [[[unit["by_position"][i] for unit in point] for i in range(len(spans))] for point in result["points"]]
+    losses = [rows_by_seed(point, "by_position") for point in result["points"]]
     full = next(i for i, point in enumerate(result["points"]) if point[0]["model"] == "full_attention")
 
     def gap(point: int, span: int) -> str:
@@ -124,11 +120,11 @@ def language_model(result: dict) -> list[list[str]]:
     return [header, *rows]
 
 
-def ablations(result: dict) -> list[list[str]]:
+def ablations_rows(result: dict) -> list[list[str]]:
     header = ["variant", "recall: accuracy", "recall: ms per step"]
     header += ["language model: loss", "language model: ms per step", "language model: parameters"]
     rows = []
-    for variant, points in lines(result["points"], lambda unit: unit["variant"]).items():
+    for variant, points in grouped(result["points"], lambda unit: unit["variant"]).items():
         by_task = {point[0]["task"]: point for point in points}
         if len(by_task) == 2:
             recall, loss = by_task["mqar"], by_task["language_model"]
@@ -137,7 +133,7 @@ def ablations(result: dict) -> list[list[str]]:
     return [header, *rows]
 
 
-def capacity(result: dict) -> list[list[str]]:
+def capacity_rows(result: dict) -> list[list[str]]:
     rows = [
         [
             str(point[0]["settings"]["num_latents"]),
@@ -151,12 +147,12 @@ def capacity(result: dict) -> list[list[str]]:
     return [["latents", "refinement", "pairs", "accuracy", "ms per step"], *rows]
 
 
-TABLES = {
-    "mqar": mqar,
-    "passkey": passkey,
-    "language_model": language_model,
-    "ablations": ablations,
-    "capacity": capacity,
+ROWS = {
+    "mqar": mqar_rows,
+    "passkey": passkey_rows,
+    "language_model": language_model_rows,
+    "ablations": ablations_rows,
+    "capacity": capacity_rows,
 }
 
 
@@ -189,35 +185,33 @@ def seeds(result: dict) -> str:
     return "one seed" if len(result["recipe"]["seeds"]) == 1 else f"{len(result['recipe']['seeds'])} seeds"
 
 
-def markdown(rows: list[list[str]]) -> str:
-    header, *body = rows
-    dividers = ["---", *["---:"] * (len(header) - 1)]
-    return "".join(f"| {' | '.join(row)} |\n" for row in (header, dividers, *body))
+def results(table: Table) -> dict[str, dict]:
+    """What `sweep` gives of the forms of a table that have complete points, by the name of their files."""
+    files = {form: table.file(form) for form in FORMS if form in table.forms}
+    found = {file.stem: measured(table, form) for form, file in files.items() if file.exists()}
+    return {name: result for name, result in found.items() if result["points"]}
 
 
-def render(table: str) -> str:
+def render(table: Table) -> str:
     """The tables of all forms, as far as they have been measured."""
     parts = []
-    for form in ("reduced", "small", "medium", "full"):
-        file = record.RESULTS / f"quality_{table}_{form}.json"
-        result = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"points": []}
-        if result["points"]:
-            parts.append(f"{result['title']}: {seeds(result)}, {origin(result)}.\n")
-            parts.append(reductions(result))
-            parts.append(markdown(TABLES[table](result)))
-            parts.append(f"![{result['title']}](../results/{file.stem}.svg)\n")
+    for name, result in results(table).items():
+        parts.append(f"{result['title']}: {seeds(result)}, {origin(result)}.\n")
+        parts.append(reductions(result))
+        parts.append(report.markdown(ROWS[table.name](result)))
+        parts.append(f"![{result['title']}](../results/{name}.svg)\n")
     return "\n".join(filter(None, parts)) or "Not measured yet.\n"
 
 
-def read_points(table: str) -> dict[str, list[dict]]:
-    """The seeds of every row of a table in `results/`, by the row's name."""
-    result = json.loads((record.RESULTS / f"quality_{table}.json").read_text(encoding="utf-8"))
-    return {sized_name(point[0]): point for point in result["points"]}
+def points_by_name(table: str, form: str) -> dict[str, list[dict]]:
+    """The complete points of a form by the names of their rows."""
+    return {sized_name(point[0]): point for point in measured(TABLES[table], form)["points"]}
 
 
 def overview() -> str:
     """One row for each model: recall, passkeys and loss of the tables that two CPU cores can measure."""
-    recall, passkey, loss = map(read_points, ("mqar_small", "passkey_reduced", "language_model_reduced"))
+    measures = ("mqar", "small"), ("passkey", "reduced"), ("language_model", "reduced")
+    recall, passkeys, loss = (points_by_name(table, form) for table, form in measures)
     within = {name: mean_and_deviation(point, "loss_in_training_length")[0] for name, point in loss.items()}
     header = ["model", "state, numbers", "recall", "passkey at 16 ×", "passkey at 256 ×", "loss"]
     rows = [
@@ -225,25 +219,32 @@ def overview() -> str:
             model,
             f"{recall[of_recall][0]['state_elements']:,}",
             number(recall[of_recall], "accuracy"),
-            *(number([unit["by_length"][i] for unit in passkey[of_passkey]], "accuracy") for i in (2, 3)),
+            *(number(rows, "accuracy") for rows in rows_by_seed(passkeys[of_passkey], "by_length")[2:]),
             f"{within[of_loss] - within['window alone']:+.3f}",
         ]
         for model, of_recall, of_passkey, of_loss in OVERVIEW
     ]
-    return markdown([header, *rows])
+    return report.markdown([header, *rows])
 
 
 def fill_in(text: str) -> str:
     """`text` with every table between its two marks."""
-    text = record.fill_in(text, "quality", f"\n{overview()}\n")
-    for table in TABLES:
-        text = record.fill_in(text, table, f"\n{render(table)}\n")
+    text = report.fill_in(text, "quality", f"\n{overview()}\n")
+    for name, table in TABLES.items():
+        text = report.fill_in(text, name, f"\n{render(table)}\n")
     return text
+
+
+def draw_figures() -> None:
+    for name, table in TABLES.items():
+        for file, result in results(table).items():
+            figures.draw(result, name, record.RESULTS / f"{file}.svg")
 
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--write"]:
+        draw_figures()
         for readme in READMES:
             readme.write_text(fill_in(readme.read_text(encoding="utf-8")), encoding="utf-8")
     else:
-        print("\n".join(map(render, TABLES)), end="")
+        print("\n".join(map(render, TABLES.values())), end="")

@@ -38,22 +38,18 @@ class Job:
 
 
 def make_optimizer(model: nn.Module, learning_rate: float, steps: int):
-    """
-    AdamW with weight decay on matrices only, and a cosine schedule after a warmup over a tenth of the steps. A
-    parameter with an attribute `rate` learns at so many times the learning rate.
-    """
-    groups: dict[tuple[float, float], list] = {}
+    """AdamW with weight decay on matrices only, and a cosine schedule after a warmup over a tenth of the steps."""
+    groups: dict[float, list] = {}
     for parameter in model.parameters():
-        decay, rate = WEIGHT_DECAY * (parameter.ndim >= 2), learning_rate * getattr(parameter, "rate", 1.0)
-        groups.setdefault((decay, rate), []).append(parameter)
+        groups.setdefault(WEIGHT_DECAY * (parameter.ndim >= 2), []).append(parameter)
     optimizer = torch.optim.AdamW(
-        [{"params": group, "weight_decay": decay, "lr": rate} for (decay, rate), group in groups.items()], betas=BETAS
+        [{"params": group, "weight_decay": decay} for decay, group in groups.items()], learning_rate, betas=BETAS
     )
     return optimizer, get_cosine_schedule_with_warmup(optimizer, math.ceil(WARMUP * steps), steps)
 
 
 def precision(device: str, bfloat16: bool = False):
-    """bfloat16 on a GPU, float32 on a CPU unless `bfloat16`."""
+    """A context that computes in bfloat16 on a GPU, and on a CPU in float32 unless `bfloat16`."""
     return torch.autocast(device, torch.bfloat16, enabled=bfloat16 or device == "cuda")
 
 
@@ -68,6 +64,8 @@ def train(
     bfloat16: bool = False,
 ) -> dict | None:
     """
+    Train until the last step, the deadline or the moment when the task is solved.
+
     Args:
         loss_at: the loss of a step, from the step's number alone, so that an interrupted unit sees the same data.
         is_solved: looked at every `check_every` steps; ends the training.
@@ -93,6 +91,7 @@ def train(
 
 
 def train_step(model: nn.Module, optimizer, scheduler, make_loss: Callable[[], torch.Tensor], context) -> float:
+    """One step, with the loss computed in `context`; returns the loss."""
     model.train()
     with context:
         loss = make_loss()
@@ -105,7 +104,7 @@ def train_step(model: nn.Module, optimizer, scheduler, make_loss: Callable[[], t
 
 
 def save(parts: tuple, step: int, job: Job) -> None:
-    """Through a temporary file, so that an interruption never leaves half of one."""
+    """Write the checkpoint through a temporary file, so that an interruption never leaves half of one."""
     job.checkpoint.parent.mkdir(parents=True, exist_ok=True)
     temporary = job.checkpoint.with_suffix(".tmp")
     torch.save({"step": step, "parts": [part.state_dict() for part in parts]}, temporary)
@@ -113,7 +112,7 @@ def save(parts: tuple, step: int, job: Job) -> None:
 
 
 def restore(parts: tuple, job: Job) -> int:
-    """The step to go on from."""
+    """Load the checkpoint, if there is one, and return the step to go on from."""
     if not job.checkpoint.exists():
         return 0
     saved = torch.load(job.checkpoint, map_location=job.device)

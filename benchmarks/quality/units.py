@@ -25,7 +25,6 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from statistics import mean, stdev
 
 import torch
 
@@ -34,7 +33,6 @@ from benchmarks import record
 from .training import Job
 
 
-SEEDS = (0, 1, 2)
 CHECKPOINTS = Path(__file__).parents[2] / "out" / "quality"
 
 
@@ -51,39 +49,29 @@ def parse_arguments(description: str, forms: dict, argv: list[str] | None = None
     return args
 
 
-def seeds_of(form: dict) -> tuple[int, ...]:
-    return form.get("seeds", SEEDS)
-
-
-def recipe_with_seeds(form: dict) -> dict:
-    return {**form, "seeds": seeds_of(form)}
-
-
 def key_of(unit: dict) -> str:
     return json.dumps(unit, sort_keys=True)
 
 
 def read_finished(file: Path) -> dict[str, dict]:
-    """Results, with the machine and the code that they come from, by `key_of` their unit."""
+    """The results in a file, with the machine and the code that they come from, by the `key_of` their unit."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     return {key_of(line.pop("unit")): {**line.pop("result"), **line} for line in map(json.loads, lines)}
 
 
+def finished_units(file: Path, units: list[dict]) -> list[dict]:
+    """Those of `units` that have a line in the file, in order, each with its result, `revision` and `machine`."""
+    finished = read_finished(file)
+    return [{**unit, **finished[key]} for unit in units if (key := key_of(unit)) in finished]
+
+
 def set_threads(jobs: int) -> None:
-    """Small models run fastest with a core or so for each unit."""
+    """Give each of `jobs` units its share of the cores, as small models do not get faster with more."""
     torch.set_num_threads(max(1, os.cpu_count() // jobs))
 
 
-def run_units(
-    name: str, units: list[dict], run_unit: Callable[[dict, Job], dict | None], args: Namespace
-) -> list[dict]:
-    """
-    Run the units that have no line in `results/NAME.jsonl` yet, until the deadline.
-
-    Returns:
-        `{**unit, **result}`, with `revision` and `machine`, of those of `units` that are finished, in their order.
-    """
-    file = record.RESULTS / f"{name}.jsonl"
+def run_units(file: Path, units: list[dict], run_unit: Callable[[dict, Job], dict | None], args: Namespace) -> None:
+    """Run the units that have no line in the file yet, until the deadline. Each that finishes gets its line."""
     file.parent.mkdir(parents=True, exist_ok=True)
     finished = read_finished(file)
     waiting = [unit for unit in units if key_of(unit) not in finished]
@@ -91,15 +79,13 @@ def run_units(
     # From the end, where the slow models are: left to the end they would run alone.
     for unit, result in run_all(waiting[::-1], run_unit, args):
         if result is not None:
-            finished[key_of(unit)] = {**result, **origin}
             with file.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps({"unit": unit, "result": result, **origin}) + "\n")
             print(json.dumps({**unit, **result}), flush=True)
-    return [{**unit, **finished[key_of(unit)]} for unit in units if key_of(unit) in finished]
 
 
 def run_all(units: list[dict], run_unit: Callable, args: Namespace):
-    """Each unit and its result, as they finish, `args.jobs` at a time; `None` for those that the deadline stopped."""
+    """Run `args.jobs` units at a time; each comes with its result, or with `None` where the deadline stopped it."""
     jobs = [Job(args.device, args.deadline, CHECKPOINTS / f"{digest(unit)}.pt") for unit in units]
     if args.jobs == 1:
         yield from ((unit, start(run_unit, unit, job)) for unit, job in zip(units, jobs, strict=True))
@@ -111,7 +97,7 @@ def run_all(units: list[dict], run_unit: Callable, args: Namespace):
 
 
 def start(run_unit: Callable, unit: dict, job: Job) -> dict | None:
-    """The unit's result with the `seconds` that it took, evaluation and all, since the last interruption."""
+    """Run a unit. Its result says in `seconds` how long that took, tests and all, since it was last interrupted."""
     begin = time.time()
     result = run_unit(unit, job) if begin < job.deadline else None
     return result and {**result, "seconds": time.time() - begin}
@@ -119,76 +105,3 @@ def start(run_unit: Callable, unit: dict, job: Job) -> dict | None:
 
 def digest(unit: dict) -> str:
     return hashlib.sha256(key_of(unit).encode()).hexdigest()[:16]
-
-
-def sweep(
-    name: str,
-    points: list[dict],
-    learning_rates: tuple[float, ...],
-    score: Callable[[dict], float],
-    run_unit: Callable[[dict, Job], dict | None],
-    args: Namespace,
-    seeds: tuple[int, ...] = SEEDS,
-) -> dict:
-    """
-    Every point with every learning rate and the first seed; then the other seeds, if there are any, with the learning
-    rate of the highest score.
-
-    Returns:
-        `units`, all that are finished; `points`, those whose seeds are complete, as lists of units at the chosen
-        learning rate; how many units are `finished` and how many there are in `all`.
-    """
-
-    def run(points: list[dict], seeds: tuple[int, ...]) -> list[dict]:
-        units = [{**point, "seed": seed} for seed in seeds for point in points]
-        return run_units(name, units, run_unit, args)
-
-    def of(point: dict, units: list[dict]) -> list[dict]:
-        return [unit for unit in units if point.items() <= unit.items()]
-
-    first = run([{**point, "learning_rate": rate} for rate in learning_rates for point in points], seeds[:1])
-    complete = [point for point in points if len(of(point, first)) == len(learning_rates)]
-    chosen = [{**point, "learning_rate": max(of(point, first), key=score)["learning_rate"]} for point in complete]
-    others = run(chosen, seeds[1:])
-    units = first + others
-    return {
-        "finished": len(units),
-        "all": len(points) * (len(learning_rates) + len(seeds) - 1),
-        "points": [found for found in (of(point, units) for point in chosen) if len(found) == len(seeds)],
-        "units": units,
-    }
-
-
-def mean_and_deviation(units: list[dict], metric: str) -> tuple[float, float]:
-    """Over seeds; the sample standard deviation, 0 of a single one."""
-    values = [unit[metric] for unit in units]
-    return mean(values), stdev(values) if len(values) > 1 else 0.0
-
-
-def write_table(name: str, title: str, forms: dict, swept: dict, args: Namespace) -> Path:
-    """`results/NAME.json`: what was measured and how, every finished unit, and what the full form would be."""
-    if swept["finished"] < swept["all"]:
-        print(f"{name}: {swept['finished']} of {swept['all']} units are finished; the same command goes on from here.")
-    result = {
-        "title": f"{title}, {args.form}",
-        "form": args.form,
-        "recipe": recipe_with_seeds(forms[args.form]),
-        "full_recipe": recipe_with_seeds(forms["full"]),
-    }
-    return record.write(name, {**result, **swept})
-
-
-def measure(
-    table: str,
-    title: str,
-    forms: dict,
-    points: Callable[[dict], list[dict]],
-    score: Callable[[dict], float],
-    run_unit: Callable[[dict, Job], dict | None],
-    argv: list[str] | None,
-) -> Path:
-    """The command of a table that has one task: all units of the form that `argv` names, into `results/`."""
-    args = parse_arguments(title, forms, argv)
-    form, name = forms[args.form], f"quality_{table}_{args.form}"
-    swept = sweep(name, points(form), form["learning_rates"], score, run_unit, args, seeds_of(form))
-    return write_table(name, title, forms, swept, args)

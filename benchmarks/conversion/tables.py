@@ -11,40 +11,28 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The table and the figure of results/conversion_*.json: `python -m benchmarks.conversion.report`."""
+"""The tables and the figure of results/conversion_*.json: `python -m benchmarks.conversion.tables`."""
 
-import json
+from functools import partial
 from pathlib import Path
 
-import matplotlib
-from matplotlib.figure import Figure  # not pyplot, which may look for a screen
+from matplotlib.figure import Figure
 
-from benchmarks import record
+from benchmarks import record, report
 
 from .recall import KINDS
 
 
 PAGE = Path(__file__).parents[2] / "docs" / "conversion.md"
-FIGURES = Path(__file__).parents[1] / "figures"
-STYLE = {"svg.fonttype": "path", "svg.hashsalt": "latent attention"}  # the same numbers give the same file
-
-
-def load(name: str) -> dict | None:
-    file = record.RESULTS / f"{name}.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-
-
-def markdown(rows: list[list[str]]) -> str:
-    head, *body = rows
-    line = ["---"] + ["---:"] * (len(head) - 1)
-    return "".join(f"| {' | '.join(row)} |\n" for row in [head, line, *body])
 
 
 def loss_table(result: dict) -> str:
     """Nats per token, by position."""
     edges = result["form"]["edges"]
     head = ["nats per token"] + [f"{start:,}–{stop:,}" for start, stop in zip(edges, edges[1:], strict=False)]
-    return markdown([head] + [[name, *(f"{x:.3f}" for x in of["loss"])] for name, of in result["models"].items()])
+    return report.markdown(
+        [head] + [[name, *(f"{x:.3f}" for x in of["loss"])] for name, of in result["models"].items()]
+    )
 
 
 def recall_table(result: dict) -> str:
@@ -55,7 +43,7 @@ def recall_table(result: dict) -> str:
     for name, of in result["models"].items():
         cells = [of["recall"][kind][length] for kind, length in columns]
         rows.append([name, *(f"{cell['right']:.2f} ({cell['nats']:.2f})" for cell in cells)])
-    return markdown([head, *rows])
+    return report.markdown([head, *rows])
 
 
 def caption(result: dict) -> str:
@@ -69,35 +57,28 @@ def caption(result: dict) -> str:
     )
 
 
-def draw(result: dict) -> Figure:
+def plot(result: dict, figure: Figure) -> None:
     """Loss against position, a line a model."""
     edges = result["form"]["edges"]
-    figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
     for name, of in result["models"].items():
         axes.plot(edges[1:], of["loss"], "o-", label=name, markersize=4)
     axes.set(xlabel="tokens read, up to", ylabel="nats per token", xscale="log")
     axes.set_xticks(edges[1:], [f"{edge:,}" for edge in edges[1:]])
     axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    return figure
+    axes.legend()
 
 
 def main(name: str = "conversion_full") -> None:
-    """Print the tables; those of the full form go into the page, too, and its figure beside the others."""
-    result = load(name)
+    """Print the tables, and draw the figure; the tables of the full form go into the page, too."""
+    result = record.read(name)
     if result is None:
         raise SystemExit(f"{record.RESULTS / name}.json is not there yet: `make convert` writes it.")
     tables = f"{caption(result)}\n{loss_table(result)}\n{recall_table(result)}"
     print(tables)
-    with matplotlib.rc_context(STYLE):
-        figure = draw(result)
-        FIGURES.mkdir(exist_ok=True)
-        figure.savefig(FIGURES / f"{name}.svg", metadata={"Date": None})
-        figure.savefig(FIGURES / f"{name}.png", dpi=200, metadata={"Software": None})
+    report.draw(partial(plot, result), record.RESULTS / f"{name}.svg", size=(9, 5))
     if name == "conversion_full":
-        page = record.fill_in(PAGE.read_text(encoding="utf-8"), "conversion", tables)
+        page = report.fill_in(PAGE.read_text(encoding="utf-8"), "conversion", tables)
         PAGE.write_text(page, encoding="utf-8")
 
 

@@ -1,0 +1,115 @@
+# Copyright 2026 The Latent Attention Authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What speed and memory shall be, on two CPU cores and on a GPU."""
+
+import operator
+from collections.abc import Callable
+from typing import NamedTuple
+
+from .curves import curve, section
+from .models import FULL, OURS
+
+
+class Target(NamedTuple):
+    """What a measure shall be, fixed before it was first taken."""
+
+    measure: str
+    value: Callable[[dict], float]  # of a result; `KeyError` where it was not measured
+    sign: str = ""
+    bound: float | None = None  # None: stated, without a target
+
+    def row(self, result: dict) -> list[str]:
+        target = "none" if self.bound is None else f"{self.sign} {self.bound:,}"
+        try:
+            value = self.value(result)
+        except KeyError:
+            return [self.measure, target, "", "not measured"]
+        verdict = "" if self.bound is None else "met" if SIGNS[self.sign](value, self.bound) else "**missed**"
+        return [self.measure, target, number(value), verdict]
+
+
+SIGNS = {"≤": operator.le, "<": operator.lt, "≥": operator.ge, "=": operator.eq}
+
+
+def number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def growth(measure: str, length: int, than: int) -> Callable[[dict], float]:
+    """Ours at one length divided by ours at another."""
+    return lambda result: curve(result, measure, OURS)[length] / curve(result, measure, OURS)[than]
+
+
+def versus(measure: str, length: int) -> Callable[[dict], float]:
+    """Ours divided by Llama."""
+    return lambda result: curve(result, measure, OURS)[length] / curve(result, measure, FULL)[length]
+
+
+def throughput(result: dict) -> float:
+    """Tokens per second, ours divided by Llama's."""
+    points = section(result, "throughput")[1]
+    return points[OURS]["32768"]["tokens"] / points[FULL]["32768"]["tokens"]
+
+
+def formula(result: dict) -> float:
+    """Bytes that our cache holds, divided by those that the configuration says."""
+    name, points = section(result, "cache")
+    return points[OURS]["32768"]["bytes"] / result["models"][name]["state_bytes"]
+
+
+def longest(field: str, unit: float = 1) -> Callable[[dict], float]:
+    """A number of the longest context."""
+    return lambda result: section(result, "longest context")[1][OURS]["1000000"][field] / unit
+
+
+def share(field: str) -> Callable[[dict], float]:
+    """Of what the machine can do, at the one length where that was measured."""
+    return lambda result: next(iter(section(result, "limits")[1][OURS].values()))[field]
+
+
+CPU_TARGETS = (
+    Target("decoding, time per token, 32k of context ÷ 1k", growth("decode growth", 32768, 1024), "≤", 1.05),
+    Target("decoding, ours ÷ Llama, at 1k", versus("decode", 1024), "≤", 1.25),
+    Target("decoding, ours ÷ Llama, at 8k", versus("decode", 8192), "<", 1.0),
+    Target("decoding, ours ÷ Llama, at 32k", versus("decode", 32768), "≤", 0.4),
+    Target("bytes of the cache ÷ the formula", formula, "=", 1),
+    Target("bytes of the cache, ours ÷ Llama, at 32k", versus("cache", 32768), "≤", 0.05),
+    Target("prefill, 16k ÷ 4k", growth("prefill growth", 16384, 4096), "≤", 4.3),
+    Target("prefill, ours ÷ Llama, at 1k", versus("prefill", 1024), "≤", 1.35),
+    Target("prefill, ours ÷ Llama, at 16k", versus("prefill", 16384), "≤", 0.5),
+    Target("training step, ours ÷ Llama, at 1k", versus("training", 1024), "≤", 1.35),
+    Target("training step, ours ÷ Llama, at 4k", versus("training", 4096), "≤", 1.0),
+    Target("training step, ours ÷ Llama, at 16k", versus("training", 16384), "≤", 0.5),
+    Target("peak memory of training, 16k ÷ 4k", growth("training memory", 16384, 4096), "≤", 4.3),
+    Target("1,000,000 tokens of context, `latent-tiny`: GiB", longest("bytes", 2**30), "≤", 8),
+    Target("matrix products of training ÷ measured peak", share("training_share")),
+    Target("bytes that decoding must move ÷ measured bandwidth", share("decode_share")),
+)
+CUDA_TARGETS = (
+    Target("decoding, time per token, 32k of context ÷ 1k", growth("decode growth", 32768, 1024), "≤", 1.05),
+    Target("decoding, ours ÷ Llama, at 1k, batch 1", versus("decode", 1024), "≤", 1.2),
+    Target("tokens/s at 32k, largest batches, ours ÷ Llama", throughput, "≥", 8),
+    Target("bytes of the cache ÷ the formula", formula, "=", 1),
+    Target("bytes of the cache, ours ÷ Llama, at 32k", versus("cache", 32768), "≤", 0.05),
+    Target("prefill, 16k ÷ 4k", growth("prefill growth", 16384, 4096), "≤", 4.2),
+    Target("prefill, ours ÷ Llama, at 16k", versus("prefill", 16384), "<", 1.0),
+    Target("prefill, ours ÷ Llama, at 64k", versus("prefill", 65536), "≤", 0.35),
+    Target("training step, ours ÷ Llama, at 8k", versus("training", 8192), "<", 1.0),
+    Target("training step, ours ÷ Llama, at 32k", versus("training", 32768), "≤", 0.5),
+    Target("peak memory of training, 16k ÷ 4k", growth("training memory", 16384, 4096), "≤", 4.2),
+    Target("1,000,000 tokens of context, `latent-1b`: rows at once", longest("batch"), "≥", 8),
+    Target("matrix products of training ÷ measured peak", share("training_share"), "≥", 0.45),
+    Target("bytes that decoding must move ÷ measured bandwidth", share("decode_share"), "≥", 0.6),
+)
+TARGETS = {"cpu": CPU_TARGETS, "cuda": CUDA_TARGETS}
