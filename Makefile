@@ -18,7 +18,8 @@ RECIPE := --max_steps 600 --per_device_train_batch_size 2 --learning_rate 2e-3 -
 demo: $(VENV)/train.stamp
 	mkdir -p $(OUT)
 	$(PYTHON) examples/train.py --output_dir $(OUT) --config configuration/latent-tiny $(RECIPE) | tee $(OUT)/printed.txt
-	$(PYTHON) examples/generate.py $(OUT) | tee -a $(OUT)/printed.txt
+	$(PYTHON) examples/generate.py --checkpoint $(OUT) | tee -a $(OUT)/printed.txt
+	$(PYTHON) examples/recall.py | tee -a $(OUT)/printed.txt
 
 # The README's picture: what the latents of the demo's model attend to in a file of the standard library.
 picture: $(VENV)/train.stamp

@@ -12,14 +12,15 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-Complete three prompts with a checkpoint, and show that its cache does not grow.
+Complete prompts with a checkpoint, and show that its cache does not grow.
 
-    python examples/generate.py CHECKPOINT
+    python examples/generate.py --checkpoint CHECKPOINT
+    python examples/generate.py --checkpoint CHECKPOINT --prompt "def main(" "class Reader:"
 
 The model is loaded as anybody would load it: as remote code, without this project's package.
 """
 
-import argparse
+from dataclasses import dataclass, field
 
 import torch
 from torch.utils._pytree import tree_leaves
@@ -27,6 +28,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     DynamicCache,
+    HfArgumentParser,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TextGenerationPipeline,
@@ -34,9 +36,23 @@ from transformers import (
 )
 
 
-PROMPTS = ["import os\nimport sys\n\ndef main(", "class Connection:\n    def __init__(self, ", '"""Return the ']
+# For the demo's model, which has read Python's standard library for some minutes. None ends in a space: tokens begin
+# with theirs, so a word hardly ever follows a space that is a token of its own.
+PROMPTS = [
+    "class Connection:\n    def __init__(self, name):\n        self",
+    'def read(path):\n    """Return',
+    "import os\nimport sys\n\n\ndef main():\n    for name in",
+]
 CONTEXTS = (1_000, 100_000)  # tokens
 PIECE = 4_096  # tokens of one forward
+
+
+@dataclass
+class ExampleArguments:
+    checkpoint: str = field(
+        metadata={"help": "Folder or Hub id of a causal latent attention model with its tokenizer."}
+    )
+    prompt: list[str] = field(default_factory=PROMPTS.copy, metadata={"help": "Texts to complete."})
 
 
 def bytes_of(cache: DynamicCache) -> int:
@@ -63,21 +79,21 @@ def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=True)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"CHECKPOINT is {checkpoint}, which has no tokenizer that can be loaded, and prompts are text: save one "
+            f"--checkpoint is {checkpoint}, which has no tokenizer that can be loaded, and prompts are text: save one "
             "there by `tokenizer.save_pretrained`."
         ) from error
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="folder or Hub id of a causal latent attention model with its tokenizer")
-    checkpoint = parser.parse_args(argv).checkpoint
-    tokenizer = load_tokenizer(checkpoint)
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto", device_map="auto", trust_remote_code=True)
+    (args,) = HfArgumentParser(ExampleArguments).parse_args_into_dataclasses(argv)
+    tokenizer = load_tokenizer(args.checkpoint)
+    model = AutoModelForCausalLM.from_pretrained(
+        args.checkpoint, dtype="auto", device_map="auto", trust_remote_code=True
+    )
     generator = TextGenerationPipeline(model=model, tokenizer=tokenizer)
     set_seed(0)
-    for prompt in PROMPTS:
-        completion = generator(prompt, max_new_tokens=48, do_sample=True, temperature=0.7, top_p=0.9)
+    for prompt in args.prompt:
+        completion = generator(prompt, max_new_tokens=64, do_sample=True, temperature=0.5, top_p=0.9)
         print(f"--- {prompt!r}\n{completion[0]['generated_text']}\n")
     with torch.no_grad():
         for context, size in zip(CONTEXTS, cache_bytes(model, CONTEXTS), strict=True):

@@ -16,17 +16,19 @@
 import gzip
 import json
 import math
+import re
 import shutil
 
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import documents
 import generate
 import loss_curve
+import recall
 import train
 from common import tiny_config, tiny_model
 
@@ -313,17 +315,41 @@ def test_fine_tuning_starts_from_the_checkpoint(trained, texts, tmp_path):
 
 def test_generating_without_a_tokenizer_says_what_is_missing(tmp_path):
     tiny_model().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=f"CHECKPOINT is {tmp_path}, which has no tokenizer .*: save one there by"):
-        generate.main([str(tmp_path)])
+    with pytest.raises(ValueError, match=f"--checkpoint is {tmp_path}, which has no tokenizer .*: save one there by"):
+        generate.main(["--checkpoint", str(tmp_path)])
 
 
 def test_generate_prints_completions_and_a_cache_that_does_not_grow(trained, capsys, monkeypatch):
     monkeypatch.setattr(generate, "CONTEXTS", (100, 1_000))
-    generate.main([str(trained)])
+    prompts = ["def add_3(", "def"]
+    generate.main(["--checkpoint", str(trained), "--prompt", *prompts])
     lines = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("--- ") for line in lines) == len(generate.PROMPTS)
+    assert [line for line in lines if line.startswith("--- ")] == [f"--- {prompt!r}" for prompt in prompts]
     sizes = [line.split(": ")[1] for line in lines if line.startswith("cache at")]
     assert len(sizes) == 2
     assert sizes[0] == sizes[1]
     model = AutoModelForCausalLM.from_pretrained(trained)
     assert sizes[0] == f"{model.config.state_bytes(dtype=model.dtype):,} bytes"
+
+
+def test_recall_shows_shares_and_a_cache_that_does_not_grow(monkeypatch, capsys):
+    for name, value in {"STEPS": 2, "BATCH": 4, "DISTANCES": (0, 100, 1_100), "TEXTS": 2}.items():
+        monkeypatch.setattr(recall, name, value)
+    recall.main([])
+    lines = capsys.readouterr().out.splitlines()
+    rows = [re.findall(r"[\d.,]+", line) for line in lines if line.endswith(" bytes")]
+    assert [row[0] for row in rows] == ["0", "100", "1,100"]
+    for column in (3, 5):  # with latents, and without
+        assert rows[1][column] == rows[2][column]
+    llama = LlamaForCausalLM(LlamaConfig(vocab_size=9, hidden_size=64, intermediate_size=8, num_hidden_layers=2))
+    cache = llama(torch.zeros(1, 116, dtype=torch.long)).past_key_values
+    assert rows[1][6] == f"{sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers):,}"
+    assert "examples/train.py --model" in lines[-1]
+
+
+def test_recall_asks_for_what_was_told():
+    texts = recall.make_texts(3, 5, 7, torch.Generator().manual_seed(0))
+    for row in texts.tolist():
+        told, asked = (dict(zip(part[::2], part[1::2], strict=True)) for part in (row[5:13], row[20:]))
+        assert told == asked and sorted(told) == [0, 1, 2, 3]
+        assert min(row[:5] + row[13:20]) >= recall.KEYS + recall.VALUES > max(told.values())

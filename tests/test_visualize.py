@@ -34,6 +34,7 @@ from test_heads import word_tokenizer
 
 # 30 tokens, the last two in a chunk of their own; markup and a letter beyond ASCII must be shown as they are
 TEXT = "the latent reads every token\nand writes what it found </script> é\n" * 2 + "the latent"
+PIECES = re.findall(r"(?:\w+|[^\w\s]+)\s*", TEXT)  # of the tokens: a word or its punctuation, and the space behind it
 LAYER, CHUNK, SINKS = 0, 4, 3
 SCREENSHOT = Path(__file__).parents[1] / "out" / "tests" / "attention.png"
 FLAGS = (
@@ -139,6 +140,19 @@ def assert_shaded(page, items, weights: torch.Tensor):
     torch.testing.assert_close(shades(page, items), expected, atol=TOLERANCE, rtol=0)
 
 
+def summary(page) -> str:
+    return page.find_element(By.ID, "summary").text
+
+
+def assert_names_the_strongest(sentence: str, weights: torch.Tensor):
+    """The five tokens of largest weight, each by its number and its text, since words come more than once."""
+    named = re.findall(r'(\d+) (".*?") \(', sentence)
+    indices = [int(index) for index, _ in named]
+    assert len(set(indices)) == 5
+    assert [json.loads(piece) for _, piece in named] == [PIECES[index] for index in indices]
+    torch.testing.assert_close(weights[indices], weights.topk(5).values, atol=0, rtol=0.01)
+
+
 def compression(outputs, chunk: int, latent: int) -> torch.Tensor:
     return outputs.compression_attentions[LAYER][0, chunk, :, latent].mean(0)
 
@@ -154,7 +168,8 @@ def test_a_latent_shades_the_tokens_that_it_has_read(page, outputs):
     latents(page)[2].click()
     assert pressed(latents(page)) == [2]
     assert_shaded(page, tokens(page), compression(outputs, last, 2))
-    assert "Latent 2 after 28 tokens" in page.find_element(By.ID, "summary").text
+    assert summary(page).startswith("Latent 2 after 28 tokens.\nIt has read most of tokens ")
+    assert_names_the_strongest(summary(page), compression(outputs, last, 2))
     SCREENSHOT.parent.mkdir(parents=True, exist_ok=True)
     page.save_screenshot(str(SCREENSHOT))
 
@@ -166,7 +181,7 @@ def test_the_slider_goes_back_to_what_was_read_before(page, outputs):
     assert_shaded(page, tokens(page), compression(outputs, last - 1, 0))
     slider.send_keys(Keys.HOME)
     assert not shades(page, tokens(page)).any()
-    assert "nothing" in page.find_element(By.ID, "summary").text
+    assert "nothing" in summary(page)
 
 
 def test_a_token_shades_the_latents_it_reads_and_earlier_tokens_only(page, outputs):
@@ -178,6 +193,7 @@ def test_a_token_shades_the_latents_it_reads_and_earlier_tokens_only(page, outpu
         assert pressed(latents(page)) == []
         assert_shaded(page, latents(page), outputs.attentions[LAYER][0, :, token].mean(0))
         assert_shaded(page, tokens(page), influence[token])
+        assert_names_the_strongest(summary(page).split("\n")[1], influence[token])
         assert not shades(page, tokens(page))[token // CHUNK * CHUNK :].any()
 
 
@@ -197,8 +213,19 @@ def test_the_keyboard_reaches_latents_and_tokens(page):
 
 
 def test_the_page_shows_the_text_as_it_is(page):
-    shown = "".join(item.get_attribute("textContent") for item in tokens(page))
-    assert shown.replace("↵", "") == TEXT
+    shown = [item.get_attribute("textContent").replace("↵", "") for item in tokens(page)]
+    assert shown == PIECES
+
+
+def test_the_label_of_a_chunk_stands_in_front_of_a_word(maps, browser, tmp_path):
+    pieces = [" la", "tent", "s"] * (maps.retrieval.shape[0] // 3)
+    about = {"chunk_size": CHUNK, "file": "", "layer": LAYER, "checkpoint": ""}
+    visualize.write_page(maps, pieces, about, tmp_path / "page.html")
+    browser.get((tmp_path / "page.html").as_uri())
+    starts = [index for index, item in enumerate(tokens(browser)) if "starts-chunk" in item.get_attribute("class")]
+    assert starts == list(range(CHUNK, len(pieces), CHUNK))
+    labels = ["", "chunk 1", "chunk 2", "", "chunk 3", "chunk 4", "chunk 5", "", "chunk 6", "chunk 7", ""]
+    assert browser.find_element(By.ID, "text").get_attribute("textContent") == " latents".join(labels)
 
 
 def test_no_token_ends_the_pages_data_early(maps, tmp_path):
