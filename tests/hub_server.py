@@ -35,8 +35,6 @@ WRITE_TOKEN = "hf_write0123456789abcdefghijklmnopqrst"
 READ_TOKEN = "hf_read0123456789abcdefghijklmnopqrstu"
 # Instead of a status: read half of the request's body and drop the connection; or do what was asked, then drop it.
 CUT, LOST = "cut", "lost"
-LFS_SIZE = 10 * 1024 * 1024
-DATE = "2026-01-01T00:00:00.000Z"
 
 
 @dataclass
@@ -271,9 +269,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send(200, {"files": [self.upload_mode(file, tree) for file in json.loads(self.body)["files"]]})
 
     def upload_mode(self, file: dict, tree: dict[str, Blob]) -> dict:
-        is_lfs = file["path"].endswith(".safetensors") or file["size"] > LFS_SIZE
+        mode = "lfs" if file["path"].endswith(".safetensors") else "regular"
         known = {"oid": tree[file["path"]].oid} if file["path"] in tree else {}
-        return {"path": file["path"], "uploadMode": "lfs" if is_lfs else "regular", "shouldIgnore": False, **known}
+        return {"path": file["path"], "uploadMode": mode, "shouldIgnore": False, **known}
 
     @route("POST /{repo}.git/info/lfs/objects/batch")
     def lfs_batch(self, repo_id: str):
@@ -332,8 +330,8 @@ class Handler(BaseHTTPRequestHandler):
     def info(self, repo_id: str, revision: str):
         repo = self.readable(repo_id)
         oid, tree = self.tree(repo, revision or "main")
-        card = {"id": repo_id, "modelId": repo_id, "sha": oid, "private": repo.private, "gated": repo.gated}
-        self.send(200, {**card, "tags": [], "siblings": [{"rfilename": path} for path in tree]})
+        files = [{"rfilename": path} for path in tree]
+        self.send(200, {"id": repo_id, "sha": oid, "private": repo.private, "tags": [], "siblings": files})
 
     @route("GET /api/models/{repo}/tree/{rev}(?:/(?P<folder>.+))?")
     def list_tree(self, repo_id: str, revision: str, folder: str):
@@ -350,18 +348,7 @@ class Handler(BaseHTTPRequestHandler):
 
     @route("(?:GET|HEAD) /{repo}/resolve/{rev}/(?P<path>.+)")
     def resolve(self, repo_id: str, revision: str, path: str):
-        repo = self.readable(repo_id)
-        if repo.gated:
-            raise HubError(403, f"Access to model {repo_id} is restricted", "GatedRepo")
-        oid, tree = self.tree(repo, revision)
+        oid, tree = self.tree(self.readable(repo_id), revision)
         if path not in tree:
             raise HubError(404, f"{path} does not exist", "EntryNotFound")
         self.send(200, tree[path].content, {"ETag": f'"{tree[path].oid}"', "X-Repo-Commit": oid})
-
-    @route("GET /api/models/{repo}/discussions")
-    def discussions(self, repo_id: str):
-        titles = self.readable(repo_id).pull_requests
-        common = {"author": {"name": "me"}, "createdAt": DATE, "status": "open", "isPullRequest": True}
-        repo = {"repo": {"name": repo_id, "type": "model"}}
-        found = [{"num": number, "title": title, **common, **repo} for number, title in enumerate(titles, 1)]
-        self.send(200, {"count": len(found), "start": 0, "discussions": found})
