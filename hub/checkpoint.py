@@ -57,6 +57,11 @@ class Checkpoint:
         """Whether what is uploaded is an adapter: the folder holds one, and it is not merged."""
         return self.base is not None and not self.merge
 
+    @property
+    def model_folder(self) -> Path:
+        """Where the whole model is, in an adapter's case its base."""
+        return self.base.folder if self.base else self.folder
+
 
 def inspect_checkpoint(request: Request) -> Checkpoint:
     """Find out what the folder holds; refuse what is not whole, and what the request cannot do with it."""
@@ -76,9 +81,8 @@ def inspect_checkpoint(request: Request) -> Checkpoint:
         raise BadInput(
             f"--max-shard-size is {request.max_shard_size}, but an adapter is one file; leave it out, or give --merge"
         )
-    model_folder = checkpoint.base.folder if checkpoint.base else folder
-    check_config(model_folder / "config.json")
-    check_weights(model_folder, "model")
+    check_config(checkpoint.model_folder / "config.json")
+    check_weights(checkpoint.model_folder, "model")
     return checkpoint
 
 

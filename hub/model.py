@@ -26,7 +26,7 @@ from .errors import BadInput
 
 def load_model(checkpoint: Checkpoint) -> torch.nn.Module:
     """Load the checkpoint as this package's classes, in the dtype that it was saved in; an adapter on its base."""
-    folder = checkpoint.base.folder if checkpoint.base else checkpoint.folder
+    folder = checkpoint.model_folder
     model, report = load(AutoModelForCausalLM, folder, trust_remote_code=False, output_loading_info=True)
     # The library fills gaps with random weights and drops what has no place, both with no more than a warning.
     for problem in ("missing_keys", "unexpected_keys"):

@@ -69,7 +69,7 @@ def test_what_is_uploaded_is_what_was_shown_and_loads_back(upload, worker, hub, 
 
 
 def test_upload_again_with_fewer_shards(upload, hub, saved):
-    upload(saved, "--skip-verify", "--max-shard-size", "100KB")
+    upload(saved, "--skip-verify", "--max-shard-size", "50KB")
     repo = hub.repos[REPO_ID]
     assert len([name for name in repo.files() if name.endswith(".safetensors")]) > 1
     tree = dict(repo.commits[repo.branches["main"]])
@@ -220,11 +220,11 @@ def test_connection_cut_in_the_middle_of_a_shard(upload, hub, saved):
     hub.create(REPO_ID)
     hub.fail("PUT /lfs/", CUT, times=1000)
     with unchanged(hub):
-        result = upload(saved, "--skip-verify", "--max-shard-size", "100KB", code=1)
+        result = upload(saved, "--skip-verify", "--max-shard-size", "50KB", code=1)
     assert "run this again later" in result.err and not hub.lfs
     hub.failures.clear()
     hub.fail("PUT /lfs/", CUT, times=1)
-    upload(saved, "--skip-verify", "--max-shard-size", "100KB")
+    upload(saved, "--skip-verify", "--max-shard-size", "50KB")
 
 
 def test_commit_race(upload, hub, saved):
