@@ -145,10 +145,14 @@ def push_model(repo_id: str) -> None:
     common.byte_tokenizer().push_to_hub(repo_id)
 
 
+def auto_map_of(files: dict[str, bytes]) -> dict[str, str]:
+    return json.loads(files["config.json"])["auto_map"]
+
+
 def test_trainer_and_model_push_to_hub(worker, hub, tmp_path):
     worker(train_and_push, tmp_path / "trainer")
-    repo = hub.repos[REPO_ID]
-    commits = zip(repo.messages, repo.commits.values(), strict=True)
+    trained = hub.repos[REPO_ID]
+    commits = zip(trained.messages, trained.commits.values(), strict=True)
     in_progress = [set(tree) for message, tree in commits if message.startswith("Training in progress")]
     assert in_progress and all(MODEL_FILES | TOKENIZER_FILES <= files for files in in_progress)
     expected = worker(logits_of, copy_files(hub, REPO_ID, tmp_path / "expected"))
@@ -157,9 +161,9 @@ def test_trainer_and_model_push_to_hub(worker, hub, tmp_path):
     worker(push_model, "me/pushed")
     pushed = hub.repos["me/pushed"].files()
     assert MODEL_FILES | TOKENIZER_FILES <= set(pushed)
-    # The rest of it loads as the Trainer's repository has just done.
-    loads_as = CODE_FILES | TOKENIZER_FILES | {"config.json"}
-    assert {name: pushed[name] for name in loads_as} == {name: repo.files()[name] for name in loads_as}
+    # So it loads as the Trainer's repository has just done: the code is the same, and so are the classes to load.
+    assert {name: pushed[name] for name in CODE_FILES} == {name: trained.files()[name] for name in CODE_FILES}
+    assert auto_map_of(pushed) == auto_map_of(trained.files())
 
 
 # Failures on the way
