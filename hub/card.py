@@ -11,9 +11,8 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The model card."""
+"""The model card: the checkpoint's own, completed, or one from the template beside this file."""
 
-import argparse
 import platform
 from pathlib import Path
 
@@ -25,41 +24,58 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from .checkpoint import Checkpoint, read_json
 from .errors import BadInput
+from .request import Request
 
 
 PROJECT = Path(__file__).resolve().parents[1]
 DEFAULT_LICENSE = "apache-2.0"
 CARD_TEMPLATE = Path(__file__).with_name("card_template.md")
+# The fields of the configuration that a card has in a table.
 CARD_FIELDS = (
-    *("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"),
-    *("head_dim", "layer_pattern", "num_latents", "chunk_size", "num_sink_tokens", "max_chunk_repeats"),
-    *("conv_kernel_size", "mlp_conv_kernel_size", "norm_type", "vocab_size"),
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "layer_pattern",
+    "num_latents",
+    "chunk_size",
+    "num_sink_tokens",
+    "max_chunk_repeats",
+    "conv_kernel_size",
+    "mlp_conv_kernel_size",
+    "norm_type",
+    "vocab_size",
 )
+# The lengths of text, in tokens, for which a card states the memory.
 CARD_CONTEXTS = (4_096, 32_768, 131_072)
+# What the Trainer's record calls a fact, and what a card calls it.
 TRAINING_FACTS = {
-    **{"global_step": "optimizer steps", "epoch": "epochs", "train_batch_size": "batch size per device"},
-    **{"num_input_tokens_seen": "tokens", "total_flos": "floating-point operations", "best_metric": "best metric"},
+    "global_step": "optimizer steps",
+    "epoch": "epochs",
+    "train_batch_size": "batch size per device",
+    "num_input_tokens_seen": "tokens",
+    "total_flos": "floating-point operations",
+    "best_metric": "best metric",
 }
 
 
-def make_card(
-    args: argparse.Namespace, checkpoint: Checkpoint, model: torch.nn.Module, has_tokenizer: bool
-) -> ModelCard:
-    """The checkpoint's own card with its metadata completed, or one from the template."""
+def make_card(request: Request, checkpoint: Checkpoint, model: torch.nn.Module, has_tokenizer: bool) -> ModelCard:
+    """Complete the metadata of the checkpoint's own card, or where it has none, fill the template."""
     data = ModelCardData(
-        license=args.license,
+        license=request.license,
         library_name="peft" if checkpoint.is_adapter else "transformers",
         pipeline_tag="text-generation",
         tags=["custom_code", "latent-attention"],
-        language=args.language or None,
-        datasets=args.dataset or None,
-        base_model=checkpoint.base if checkpoint.base and not Path(checkpoint.base).is_dir() else None,
+        language=request.language or None,
+        datasets=request.dataset or None,
+        base_model=checkpoint.base.repo_id if checkpoint.base else None,
     )
-    path = args.checkpoint / "README.md"
-    if path.is_file():
-        card = complete_card(path, data, is_adapter=checkpoint.base is not None)
+    if (checkpoint.folder / "README.md").is_file():
+        card = complete_card(checkpoint, data)
     else:
-        facts = card_facts(args, checkpoint, model)
+        facts = card_facts(request, checkpoint, model)
         card = ModelCard.from_template(data, template_path=CARD_TEMPLATE, has_tokenizer=has_tokenizer, **facts)
     if not card.data.license:
         print(
@@ -70,15 +86,17 @@ def make_card(
     return card
 
 
-def complete_card(path: Path, data: ModelCardData, is_adapter: bool) -> ModelCard:
-    """Lists are joined; of the rest, what the upload knows wins."""
+def complete_card(checkpoint: Checkpoint, data: ModelCardData) -> ModelCard:
+    """Add `data` to the checkpoint's own card. Lists are joined; a single value of `data` replaces the card's."""
+    path = checkpoint.folder / "README.md"
     try:
         card = ModelCard.load(path)
     except (ValueError, yaml.YAMLError) as error:
         raise BadInput(f"the metadata at the top of {path} is not valid ({error}); correct or remove it") from error
-    # Where an adapter was trained on a folder, PEFT writes that folder here. The Hub makes `base_model:` tags itself.
-    if is_adapter:
+    if checkpoint.base:
+        # PEFT wrote down where it found the base, which may be a folder on this machine.
         card.data.pop("base_model")
+    # The Hub makes the tags that begin like this from `base_model`.
     card.data.tags = [tag for tag in map(str, card.data.tags or []) if not tag.startswith("base_model:")]
     for name, value in data.to_dict().items():
         if isinstance(value, list):
@@ -88,31 +106,31 @@ def complete_card(path: Path, data: ModelCardData, is_adapter: bool) -> ModelCar
     return card
 
 
-def card_facts(args: argparse.Namespace, checkpoint: Checkpoint, model: torch.nn.Module) -> dict:
-    """What the template says about this model, all of it read, none of it guessed."""
+def card_facts(request: Request, checkpoint: Checkpoint, model: torch.nn.Module) -> dict:
+    """Gather what the template says about this model; all of it is read, none of it guessed."""
     config, dtype = model.config, model.dtype
     llama_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize
     versions = {"torch": torch, "transformers": transformers, "huggingface_hub": huggingface_hub}
     return {
-        "title": args.repo_id.split("/")[1],
-        "repo_id": args.repo_id,
-        "base": checkpoint.base if checkpoint.is_adapter else None,
-        "load_line": load_line(args.repo_id, "COMMIT_HASH", checkpoint),
+        "title": request.repo_id.split("/")[1],
+        "repo_id": request.repo_id,
+        "base": checkpoint.base.repo_id if checkpoint.is_adapter else None,
+        "load_line": load_line(request.repo_id, "COMMIT_HASH", checkpoint),
         "configuration": {name: getattr(config, name) for name in CARD_FIELDS},
         "has_windows": config.has_windows,
         "latents_are_in": latents_are_in(config.layer_kinds),
         "parameters": model.num_parameters(),
         "dtype": str(dtype).removeprefix("torch."),
         "cache": [(tokens, config.state_bytes(1, dtype), llama_token * tokens) for tokens in CARD_CONTEXTS],
-        "training": training_facts(args.checkpoint),
-        "evaluation": evaluation_facts(args.checkpoint),
-        "verified": not args.skip_verify,
+        "training": training_facts(checkpoint.folder),
+        "evaluation": evaluation_facts(checkpoint.folder),
+        "verified": not request.skip_verify,
         "versions": {"Python": platform.python_version(), **{name: m.__version__ for name, m in versions.items()}},
     }
 
 
 def latents_are_in(kinds: list[str]) -> str | None:
-    """In which layers, in words; `None` where none has latents."""
+    """Say in words which layers have latents; `None` if none has."""
     layers = [index for index, kind in enumerate(kinds) if kind != "local"]
     if len(layers) == len(kinds):
         return "every layer"
@@ -120,36 +138,36 @@ def latents_are_in(kinds: list[str]) -> str | None:
 
 
 def load_line(repo_id: str, revision: str, checkpoint: Checkpoint) -> str:
-    """The Python expression that loads exactly one commit; for an adapter, one commit of its base too."""
+    """Write the Python expression that loads exactly one commit, and for an adapter exactly one of its base, too."""
     line = 'AutoModelForCausalLM.from_pretrained("{}", revision="{}", trust_remote_code=True)'
     if not checkpoint.is_adapter:
         return line.format(repo_id, revision)
-    base = line.format(checkpoint.base, checkpoint.base_folder.name)
+    base = line.format(checkpoint.base.repo_id, checkpoint.base.folder.name)
     return f'PeftModel.from_pretrained({base}, "{repo_id}", revision="{revision}")'
 
 
 def training_facts(folder: Path) -> dict:
-    """From the Trainer's own record, where there is one."""
+    """Read what the Trainer recorded, if it was one that wrote the checkpoint."""
     path = folder / "trainer_state.json"
     state = read_json(path) if path.is_file() else {}
     history = state.get("log_history") or []
     facts = {name: state.get(key) for key, name in TRAINING_FACTS.items()}
-    facts["last training loss"] = next((entry["loss"] for entry in reversed(history) if "loss" in entry), None)
-    facts["last validation loss"] = next((e["eval_loss"] for e in reversed(history) if "eval_loss" in e), None)
+    for key, name in (("loss", "last training loss"), ("eval_loss", "last validation loss")):
+        facts[name] = next((entry[key] for entry in reversed(history) if key in entry), None)
     return {name: value for name, value in facts.items() if value}
 
 
 def evaluation_facts(folder: Path) -> dict | None:
-    """From `evaluation.json`, `{"tool": a script of this project, "results": {metric: number}}`."""
+    """Read `evaluation.json`, if there is one: `{"tool": a script of this project, "results": {metric: number}}`."""
     path = folder / "evaluation.json"
     if not path.is_file():
         return None
     evaluation = read_json(path)
     tool, results = evaluation.get("tool"), evaluation.get("results")
     scripts = [
-        path.relative_to(PROJECT).as_posix()
+        script.relative_to(PROJECT).as_posix()
         for tools in ("benchmarks", "examples")
-        for path in (PROJECT / tools).rglob("*.py")
+        for script in (PROJECT / tools).rglob("*.py")
     ]
     if tool not in scripts or not isinstance(results, dict):
         raise BadInput(

@@ -15,7 +15,7 @@
 
 
 class Stop(Exception):
-    """Ends the command with one line that says why."""
+    """Ends the command, which prints the message on one line; a failure of what was tried."""
 
     exit_code = 1
 

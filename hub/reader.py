@@ -14,7 +14,8 @@
 """
 Loads an export as a reader would, in a process of its own, without this project.
 
-    python reader.py EXPORT REFERENCE [BASE]    # of an adapter
+    python reader.py EXPORT REFERENCE         # a whole model
+    python reader.py EXPORT REFERENCE BASE    # an adapter, and the folder of its base
 """
 
 import sys
@@ -30,11 +31,8 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 GENERATED_TOKENS = 20
 
 
-def load_as_a_reader(export: str, reference: str, base: str | None = None):
-    """
-    What the export gives, an adapter on its `base`, compared with the logits in the file `reference`; raises where it
-    is not the same.
-    """
+def load_as_a_reader(export: str, reference: str, base: str | None = None) -> None:
+    """Load the export, compare its logits with those in the file `reference`, and generate. Whatever fails, raises."""
     # Installed here or not, an import of the package must fail as it does for a reader.
     sys.modules["modeling_latent"] = None
     expected = load_file(reference)
@@ -55,7 +53,7 @@ def load_as_a_reader(export: str, reference: str, base: str | None = None):
 
 
 def load_model(export: str, base: str | None) -> torch.nn.Module:
-    """As the card tells it; an adapter on its `base`, the revision that it was trained on."""
+    """Load a model as its card says: a whole one from the export, an adapter on its base."""
     model = AutoModelForCausalLM.from_pretrained(base or export, trust_remote_code=True)
     if base is None:
         return model
@@ -65,13 +63,13 @@ def load_model(export: str, base: str | None) -> torch.nn.Module:
 
 
 def generate(export: str, model: torch.nn.Module, input_ids: torch.Tensor) -> str | list[int]:
-    """Twenty tokens through a pipeline, or without a tokenizer, which a pipeline needs, as numbers."""
+    """Generate text with a pipeline, which needs a tokenizer, or token ids if the export has none."""
     length = {"min_new_tokens": GENERATED_TOKENS, "max_new_tokens": GENERATED_TOKENS}
     if not Path(export, TOKENIZER_CONFIG).is_file():
         return model.generate(input_ids, **length)[0, input_ids.shape[1] :].tolist()
     whole = Path(export, "config.json").is_file()
     generator = pipeline("text-generation", export if whole else model, tokenizer=export, trust_remote_code=True)
-    # Text of the tokenizer's own making is never empty, whatever its vocabulary.
+    # The tokenizer itself makes the prompt from ids, so that it is not empty, whatever the vocabulary is.
     prompt = generator.tokenizer.decode(input_ids[0], skip_special_tokens=True)
     return generator(prompt, return_full_text=False, **length)[0]["generated_text"]
 

@@ -11,9 +11,9 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""One commit on the Hub, or none."""
+"""The fourth step: one commit on the Hub, or none."""
 
-import argparse
+import re
 import time
 from collections.abc import Callable
 from fnmatch import fnmatch
@@ -24,11 +24,12 @@ import huggingface_hub
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
+from .assemble import exported_files
 from .card import load_line
 from .checkpoint import Checkpoint
 from .errors import BadInput, Stop
-from .export import exported_files
 from .reader import TOKENIZER_CONFIG
+from .request import Request
 
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ STALE_PATTERNS = (
     "config.json",
     "adapter_*.json",
 )
-# The same where the upload has a tokenizer. One without leaves that of an earlier upload in place.
+# The same, if the upload has a tokenizer. If it has none, that of an earlier upload stays.
 STALE_TOKENIZER_PATTERNS = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -65,82 +66,97 @@ ADVICE = {
 }
 
 
-def upload(args: argparse.Namespace, checkpoint: Checkpoint, export: Path, token: str):
-    """Uploads, and says how to load exactly that."""
+def read_token() -> str:
+    """Read the token from the environment or the saved login."""
+    token = huggingface_hub.get_token()
+    if token is None:
+        raise BadInput("no token: HF_TOKEN is not set and nobody is logged in; run `hf auth login` or set HF_TOKEN")
+    if not re.fullmatch(r"[!-~]+", token):
+        # The HTTP client would refuse it with an error that quotes it.
+        raise BadInput("the token holds characters that no token has; check HF_TOKEN, or run `hf auth login`")
+    return token
+
+
+def upload(request: Request, checkpoint: Checkpoint, export: Path, token: str) -> None:
+    """Upload the export, and say how to load exactly that."""
     api = HfApi(token=token)
     try:
-        parent = with_retries(lambda: prepare_repository(api, args))
-        commit = with_retries(lambda: commit_export(api, args, export, parent))
+        parent = with_retries(lambda: prepare_repository(api, request))
+        commit = with_retries(lambda: commit_export(api, request, export, parent))
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
-        # `from None` and one line: a traceback is no place for what an HTTP error may quote.
-        raise Stop(explain(unwrap(error), args).replace(token, "***")) from None
-    print(f"uploaded    {args.repo_id}, commit {commit.oid}")
+        # An HTTP error may quote the token. It is taken out of the message, and `from None` shows nothing else.
+        raise Stop(explain(unwrap(error), request).replace(token, "***")) from None
+    print(f"uploaded    {request.repo_id}, commit {commit.oid}")
     if commit.pr_url:
         print(f"review it   {commit.pr_url}")
-    print(f"load it     {load_line(args.repo_id, commit.oid, checkpoint)}")
+    print(f"load it     {load_line(request.repo_id, commit.oid, checkpoint)}")
 
 
-def explain(error: Exception, args: argparse.Namespace) -> str:
-    """What to do about an error of the client, and the error."""
+def explain(error: Exception, request: Request) -> str:
+    """Say what to do about an error of the client, and quote it."""
     advice = "run this again later" if is_transient(error) else "correct what the client reports"
     if isinstance(error, HfHubHTTPError):
         advice = ADVICE.get(error.response.status_code, advice)
-    advice = advice.format(repo_id=args.repo_id, branch=args.revision or "main")
+    advice = advice.format(repo_id=request.repo_id, branch=request.revision or "main")
     return f"upload failed: {advice}. The client reports: {type(error).__name__}: {error}"
 
 
-def prepare_repository(api: HfApi, args: argparse.Namespace) -> str:
-    """Makes the repository if there is none; returns the commit that the upload builds on."""
-    api.create_repo(args.repo_id, private=not args.public, exist_ok=True)
-    info = api.model_info(args.repo_id, revision=args.revision)
-    if not info.private and not args.public:
-        raise BadInput(f"{args.repo_id} exists and is public; give --public, or make it private in its settings first")
-    if info.private and args.public:
-        print(f"note        {args.repo_id} exists and stays private; that is changed in its settings")
+def prepare_repository(api: HfApi, request: Request) -> str:
+    """Make the repository if there is none; return the commit that the upload builds on."""
+    repo_id = request.repo_id
+    api.create_repo(repo_id, private=not request.public, exist_ok=True)
+    info = api.model_info(repo_id, revision=request.revision)
+    if not info.private and not request.public:
+        raise BadInput(f"{repo_id} exists and is public; give --public, or make it private in its settings first")
+    if info.private and request.public:
+        print(f"note        {repo_id} exists and stays private; that is changed in its settings")
     return info.sha
 
 
-def commit_export(api: HfApi, args: argparse.Namespace, export: Path, parent: str) -> huggingface_hub.CommitInfo:
+def commit_export(api: HfApi, request: Request, export: Path, parent: str) -> huggingface_hub.CommitInfo:
     """
-    One commit or none. Not `upload_folder`: where hf_xet is installed, that may split an upload into several commits,
-    of which only the first names its parent.
+    Make one commit or none. `upload_folder` does not promise that: where hf_xet is installed, it may split an upload
+    into several commits, of which only the first names its parent.
 
     A retry looks at the head again. If the commit was made and only its answer was lost, no file differs, and the
     client returns that commit instead of making another. (A pull request is not the head: it may be opened twice.)
     """
     files = exported_files(export)
-    remote = api.list_repo_files(args.repo_id, revision=args.revision)
+    remote = api.list_repo_files(request.repo_id, revision=request.revision)
     patterns = STALE_PATTERNS + (STALE_TOKENIZER_PATTERNS if TOKENIZER_CONFIG in files else ())
     stale = [name for name in remote if name not in files and any(is_stale(name, pattern) for pattern in patterns)]
     return api.create_commit(
-        args.repo_id,
+        request.repo_id,
         [CommitOperationDelete(name) for name in stale] + [CommitOperationAdd(name, export / name) for name in files],
-        commit_message=args.commit_message or "Upload with hub_upload.py",
-        revision=args.revision,
-        create_pr=args.create_pr,
+        commit_message=request.commit_message or "Upload with hub_upload.py",
+        revision=request.revision,
+        create_pr=request.create_pr,
         parent_commit=parent,
     )
 
 
 def is_stale(name: str, pattern: str) -> bool:
-    """Only at the top level, where from_pretrained looks."""
+    """Whether the name matches, at the top level only, which is where `from_pretrained` looks."""
     return "/" not in name and fnmatch(name, pattern)
 
 
 def unwrap(error: Exception) -> Exception:
-    """The client hides the reason why a shard did not arrive behind a RuntimeError."""
+    """Return the reason why a shard did not arrive, which the client hides behind a RuntimeError."""
     return error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
 
 
 def is_transient(error: Exception) -> bool:
-    """Server errors, timeouts and broken connections."""
+    """Whether it may go away by itself: a server's error, a timeout or a broken connection."""
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code >= 500 or error.response.status_code in (408, 429)
     return isinstance(error, HTTPError)
 
 
 def with_retries(call: Callable[[], T]) -> T:
-    """The client itself retries the transfer of files, but neither the making of a repository nor the commit."""
+    """
+    Make a call again if it fails for a reason that may go away. The client itself does that for the transfer of files,
+    but neither for making a repository nor for the commit.
+    """
     for pause in (*RETRY_PAUSES_S, None):
         # The client's default is to wait forever.
         huggingface_hub.get_session().timeout = REQUEST_TIMEOUT_S

@@ -15,6 +15,8 @@
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from modeling_latent import LatentAttentionConfig, LatentAttentionForCausalLM
 
@@ -81,3 +83,14 @@ def double_model(**overrides) -> LatentAttentionForCausalLM:
 def random_ids(*shape: int, vocab_size: int = 31, seed: int = 1) -> torch.Tensor:
     """Token ids without 0 and 1, which tests take for padding and end of text."""
     return torch.randint(2, vocab_size, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte, then 256 for the end of a text and 257 for padding."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={byte: number for number, byte in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>")
+    fast.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    return fast

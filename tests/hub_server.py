@@ -26,6 +26,7 @@ import hashlib
 import json
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -33,10 +34,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 WRITE_TOKEN = "hf_write0123456789abcdefghijklmnopqrst"
 READ_TOKEN = "hf_read0123456789abcdefghijklmnopqrstu"
-# Instead of a status: read half of the request's body and drop the connection; or do what was asked, then drop it.
+# Answers that are no status. The connection is dropped when half of the request's body is read, or when what it asks
+# for is done.
 CUT, LOST = "cut", "lost"
-LFS_SIZE = 10 * 1024 * 1024
-DATE = "2026-01-01T00:00:00.000Z"
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Blob:
 
     @property
     def oid(self) -> str:
-        """As the client computes it: git's hash of a regular file, the plain SHA-256 of an LFS file."""
+        """The hash as the client computes it: git's own of a regular file, the plain SHA-256 of an LFS file."""
         if self.is_lfs:
             return hashlib.sha256(self.content).hexdigest()
         return hashlib.sha1(b"blob %d\0" % len(self.content) + self.content).hexdigest()
@@ -66,7 +66,7 @@ class Repo:
     pull_requests: list[str] = field(default_factory=list)
 
     def commit(self, branch: str, tree: dict[str, Blob], message: str) -> str:
-        """Makes `tree` the head of `branch`."""
+        """Make `tree` the head of `branch`; return the commit's hash."""
         listing = sorted((path, blob.oid) for path, blob in tree.items())
         oid = hashlib.sha1(json.dumps([branch, message, len(self.messages), listing]).encode()).hexdigest()
         self.commits[oid], self.branches[branch] = tree, oid
@@ -74,13 +74,22 @@ class Repo:
         return oid
 
     def resolve(self, revision: str) -> str | None:
-        """The commit that a branch's name or a commit's hash stands for."""
+        """Return the commit that a branch's name or a commit's hash stands for, or None."""
         oid = self.branches.get(revision, revision)
         return oid if oid in self.commits else None
 
     def files(self, revision: str = "main") -> dict[str, bytes]:
-        """What a clone would hold."""
+        """Return what a clone would hold."""
         return {path: blob.content for path, blob in self.commits[self.resolve(revision)].items()}
+
+
+@dataclass
+class Failure:
+    """What is to go wrong with the next `times` requests that match `pattern`."""
+
+    pattern: re.Pattern
+    answer: int | str | Callable[[], None]  # a status, `CUT` or `LOST`; a function is called before the real answer
+    times: int
 
 
 class HubServer(ThreadingHTTPServer):
@@ -95,20 +104,20 @@ class HubServer(ThreadingHTTPServer):
         self.clear()
 
     def clear(self):
-        """Forgets everything, for the next test."""
+        """Forget everything, for the next test."""
         self.repos, self.lfs, self.requests, self.failures = {}, {}, [], []
 
     def create(self, repo_id: str, private: bool = True) -> Repo:
-        """An empty repository, with the system commit that the real Hub starts with."""
+        """Make an empty repository, with the system commit that the real Hub starts with."""
         repo = self.repos[repo_id] = Repo(private)
         repo.commit(
             "main", {".gitattributes": Blob(b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n")}, "initial"
         )
         return repo
 
-    def fail(self, pattern: str, answer, times: int = 1):
-        """The next `times` requests that match get the status `answer`, `CUT` or `LOST`; a callable is only called."""
-        self.failures.append([re.compile(pattern), answer, times])
+    def fail(self, pattern: str, answer: int | str | Callable[[], None], times: int = 1):
+        """Let a `Failure` happen. `pattern` is matched with "METHOD /path"."""
+        self.failures.append(Failure(re.compile(pattern), answer, times))
 
     def __enter__(self):
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
@@ -119,14 +128,14 @@ class HubServer(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, request, client_address):
-        """A client that goes away, or is cut off, is part of the tests and not worth a traceback."""
+        """Print no traceback: clients that go away or are cut off are part of the tests."""
 
 
 ROUTES = []
 
 
 def route(pattern: str):
-    """Registers a handler method for `"METHOD /path"`; `{repo}` and `{rev}` in the pattern become groups."""
+    """Register a handler method for "METHOD /path"; `{repo}` and `{rev}` in the pattern become groups."""
     pattern = pattern.replace("{repo}", r"(?P<repo_id>[^/]+/[^/]+?)").replace("{rev}", r"(?P<revision>[^/]+)")
 
     def register(method):
@@ -137,7 +146,7 @@ def route(pattern: str):
 
 
 class HubError(Exception):
-    """Answered as the Hub answers: a status, a message, and the `X-Error-Code` that the client dispatches on."""
+    """An error that is answered as the Hub does: a status, a message, and the `X-Error-Code` that the client reads."""
 
     def __init__(self, status: int, message: str, code: str | None = None):
         super().__init__(message)
@@ -145,16 +154,16 @@ class HubError(Exception):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One request."""
+    """Answers one request."""
 
     protocol_version = "HTTP/1.1"
     answer_is_lost = False
 
     def log_message(self, *arguments):
-        """Quiet: the tests read `requests`."""
+        """Print nothing: the tests read `requests`."""
 
     def answer(self):
-        """Finds the route and turns errors into answers."""
+        """Find the route, and turn errors into answers."""
         url = urlsplit(self.path)
         request = f"{self.command} {url.path}"
         self.query = {key: values[0] for key, values in parse_qs(url.query).items()}
@@ -180,28 +189,21 @@ class Handler(BaseHTTPRequestHandler):
 
     def inject_failure(self, request: str):
         for failure in self.server.failures:
-            if failure[2] > 0 and failure[0].match(request):
-                failure[2] -= 1
-                if callable(failure[1]):
-                    failure[1]()
-                elif failure[1] == CUT:
+            if failure.times > 0 and failure.pattern.match(request):
+                failure.times -= 1
+                if callable(failure.answer):
+                    failure.answer()
+                elif failure.answer == CUT:
                     self.rfile.read(int(self.headers["Content-Length"]) // 2)
                     raise ConnectionAbortedError
-                elif failure[1] == LOST:
+                elif failure.answer == LOST:
                     self.answer_is_lost = True
                 else:
                     self.read_body()
-                    # Careless, so that every test of a failure also shows that the command does not repeat it.
-                    raise HubError(failure[1], f"injected for {self.token}")
+                    # It quotes the token, so that every test of a failure also shows that the command does not.
+                    raise HubError(failure.answer, f"injected for {self.token}")
 
     def read_body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            body = b""
-            while size := int(self.rfile.readline(), 16):
-                body += self.rfile.read(size)
-                self.rfile.readline()
-            self.rfile.readline()
-            return body
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
     def send(self, status: int, content, headers: dict | None = None):
@@ -271,9 +273,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send(200, {"files": [self.upload_mode(file, tree) for file in json.loads(self.body)["files"]]})
 
     def upload_mode(self, file: dict, tree: dict[str, Blob]) -> dict:
-        is_lfs = file["path"].endswith(".safetensors") or file["size"] > LFS_SIZE
+        mode = "lfs" if file["path"].endswith(".safetensors") else "regular"
         known = {"oid": tree[file["path"]].oid} if file["path"] in tree else {}
-        return {"path": file["path"], "uploadMode": "lfs" if is_lfs else "regular", "shouldIgnore": False, **known}
+        return {"path": file["path"], "uploadMode": mode, "shouldIgnore": False, **known}
 
     @route("POST /{repo}.git/info/lfs/objects/batch")
     def lfs_batch(self, repo_id: str):
@@ -332,8 +334,8 @@ class Handler(BaseHTTPRequestHandler):
     def info(self, repo_id: str, revision: str):
         repo = self.readable(repo_id)
         oid, tree = self.tree(repo, revision or "main")
-        card = {"id": repo_id, "modelId": repo_id, "sha": oid, "private": repo.private, "gated": repo.gated}
-        self.send(200, {**card, "tags": [], "siblings": [{"rfilename": path} for path in tree]})
+        files = [{"rfilename": path} for path in tree]
+        self.send(200, {"id": repo_id, "sha": oid, "private": repo.private, "tags": [], "siblings": files})
 
     @route("GET /api/models/{repo}/tree/{rev}(?:/(?P<folder>.+))?")
     def list_tree(self, repo_id: str, revision: str, folder: str):
@@ -350,18 +352,7 @@ class Handler(BaseHTTPRequestHandler):
 
     @route("(?:GET|HEAD) /{repo}/resolve/{rev}/(?P<path>.+)")
     def resolve(self, repo_id: str, revision: str, path: str):
-        repo = self.readable(repo_id)
-        if repo.gated:
-            raise HubError(403, f"Access to model {repo_id} is restricted", "GatedRepo")
-        oid, tree = self.tree(repo, revision)
+        oid, tree = self.tree(self.readable(repo_id), revision)
         if path not in tree:
             raise HubError(404, f"{path} does not exist", "EntryNotFound")
         self.send(200, tree[path].content, {"ETag": f'"{tree[path].oid}"', "X-Repo-Commit": oid})
-
-    @route("GET /api/models/{repo}/discussions")
-    def discussions(self, repo_id: str):
-        titles = self.readable(repo_id).pull_requests
-        common = {"author": {"name": "me"}, "createdAt": DATE, "status": "open", "isPullRequest": True}
-        repo = {"repo": {"name": repo_id, "type": "model"}}
-        found = [{"num": number, "title": title, **common, **repo} for number, title in enumerate(titles, 1)]
-        self.send(200, {"count": len(found), "start": 0, "discussions": found})

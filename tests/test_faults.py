@@ -30,11 +30,11 @@ from transformers import AutoModelForCausalLM
 
 import dying
 import train
-from common import random_ids, tiny_config, tiny_model
+from common import byte_tokenizer, random_ids, tiny_config, tiny_model
+from hub_command import REPO_FILES, REPO_ID
 from hub_server import WRITE_TOKEN, HubServer
 from modeling_latent import LatentAttentionConfig
 from test_examples import TEXTS, flags
-from test_hub_upload import EXPORT_FILES, REPO_ID, byte_tokenizer
 
 
 ROOT = Path(__file__).parents[1]
@@ -195,11 +195,11 @@ def check_killed_upload(uploaded, kill, scratch: Path) -> None:
     kill(hub, (checkpoint, hub.url, scratch))
     with hub.lock:
         found = set(hub.repos[REPO_ID].files())
-    assert found in ({".gitattributes"}, EXPORT_FILES | {".gitattributes"})
+    assert found in ({".gitattributes"}, REPO_FILES)
     hub.failures.clear()
     dying.count(upload, (checkpoint, hub.url, scratch), scratch)
     files = hub.repos[REPO_ID].files()
-    assert set(files) == EXPORT_FILES | {".gitattributes"} and content(checkpoint) == before
+    assert set(files) == REPO_FILES and content(checkpoint) == before
     assert files["model.safetensors"] == before["model.safetensors"]
 
 

@@ -18,9 +18,8 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from common import tiny_model
+from common import byte_tokenizer, tiny_model
 from modeling_latent.cache_name import CACHE_NAME, cache_of
-from test_hub_upload import byte_tokenizer
 
 
 SIZES = {"vocab_size": 258, "num_hidden_layers": 1, "layer_pattern": ["both"], "pad_token_id": 257}
