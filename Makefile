@@ -30,12 +30,12 @@ picture: $(VENV)/train.stamp
 # Speed and memory beside other models, and the READMEs' tables and figure of it.
 bench: $(VENV)/train.stamp
 	mkdir -p out
-	for part in 1 2 3; do $(PYTHON) -m benchmarks.speed --device cpu --part $$part 2>&1 || exit 1; done | tee out/bench.txt
+	for part in 1 2 3; do $(PYTHON) -m benchmarks.speed --plan cpu --part $$part 2>&1 || exit 1; done | tee out/bench.txt
 	$(PYTHON) -m benchmarks.speed.tables
 
 bench-gpu: $(VENV)/train.stamp
 	mkdir -p out
-	for part in 1 2 3; do $(PYTHON) -m benchmarks.speed --device cuda --part $$part 2>&1 || exit 1; done | tee out/bench-gpu.txt
+	PYTHON=$(PYTHON) benchmarks/on_gpu.sh 2>&1 | tee out/bench-gpu.txt
 	$(PYTHON) -m benchmarks.speed.tables
 
 # Benchmarks of quality. Reduced, all tables; or on a GPU one table in full, a piece of it at a time.

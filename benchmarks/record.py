@@ -74,15 +74,15 @@ def environment(device: str) -> dict:
     }
 
 
-def read(name: str) -> dict | None:
-    """Read `results/NAME.json`; `None` where nothing has been measured yet."""
-    file = RESULTS / f"{name}.json"
+def read(name: str, folder: Path | None = None) -> dict | None:
+    """Read NAME.json of a folder, by default `results/`; `None` where nothing has been measured yet."""
+    file = (folder or RESULTS) / f"{name}.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
-def write(name: str, result: dict) -> None:
-    """Write `results/NAME.json`, through a temporary file, so that an interruption never leaves half of one."""
-    file = RESULTS / f"{name}.json"
+def write(name: str, result: dict, folder: Path | None = None) -> None:
+    """Write NAME.json, as `read` reads it, through a temporary file: an interruption never leaves half of one."""
+    file = (folder or RESULTS) / f"{name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(".tmp")
     temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

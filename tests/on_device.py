@@ -32,7 +32,7 @@ from transformers import (
 
 from benchmarks.quality import ablations, capacity, language_model, mqar, passkey
 from benchmarks.quality.training import Job
-from benchmarks.speed import measures
+from benchmarks.speed import decoding, measures
 from benchmarks.speed.bench import Bench
 from benchmarks.speed.models import FULL, OURS, PEERS, equal_config
 from common import PATTERNS, every_pattern, random_ids, randomize, tiny_config, tiny_model
@@ -235,9 +235,9 @@ def test_benchmarks_of_speed():
     measures.prefill(bench, (8, 16), few=(8,))
     measures.prefill_growth(bench, (8, 16))
     measures.training(bench, (8,), few=(8,))
-    measures.decode(bench, (8, 40), few=(8,))
-    measures.decode_growth(bench, (8, 40))
-    measures.decode_throughput(bench, 8, batches=(4, 2))
+    decoding.decode(bench, (8, 40), few=(8,))
+    decoding.decode_growth(bench, (8, 40))
+    decoding.decode_throughput(bench, 8, batches=(4, 2))
     measures.limits(bench, length=8, context=8, matmul_size=8, copied=64)
     measures.attention_kernels(bench, (8,), names=(OURS, FULL))
     for name in (OURS, FULL):

@@ -27,8 +27,8 @@ from transformers import DynamicCache
 from benchmarks import record
 from benchmarks.peers import make_model
 from benchmarks.speed import __main__ as command
-from benchmarks.speed import curves, figures, measures, plans, tables, timing
-from benchmarks.speed.bench import Bench
+from benchmarks.speed import curves, decoding, figures, measures, plans, tables, timing
+from benchmarks.speed.bench import Bench, forward
 from benchmarks.speed.models import (
     FULL,
     MAMBA,
@@ -83,7 +83,7 @@ def test_the_window_is_real_and_full_attention_has_none():
 
 def test_the_cache_of_the_window_is_bounded():
     model = tiny_peer(WINDOWED)
-    sizes = {length: measures.cache_bytes(measures.forward(model, random_ids(1, length))[1]) for length in (20, 40)}
+    sizes = {length: decoding.cache_bytes(forward(model, random_ids(1, length))[1]) for length in (20, 40)}
     assert sizes[20] == sizes[40]
 
 
@@ -98,19 +98,19 @@ def test_without_latents_nothing_is_seen_beyond_the_window():
 @pytest.mark.parametrize("name", [OURS, *PEERS])
 def test_a_cache_continues(name):
     model, input_ids = randomize(make_model(tiny_configs()[name])).eval(), random_ids(1, 30)
-    cache = measures.prefill_in_pieces(model, None, input_ids[:, :29], piece=8)
-    logits, _ = measures.forward(model, input_ids[:, 29:], cache)
-    torch.testing.assert_close(logits, measures.forward(model, input_ids)[0], atol=1e-4, rtol=1e-4)
+    cache = decoding.prefill_in_pieces(model, None, input_ids[:, :29], piece=8)
+    logits, _ = forward(model, input_ids[:, 29:], cache)
+    torch.testing.assert_close(logits, forward(model, input_ids)[0], atol=1e-4, rtol=1e-4)
 
 
 def test_greedy_steps_are_those_of_generate():
     model, input_ids = randomize(make_model(tiny_configs()[OURS])).eval(), random_ids(1, 8)
-    cache = measures.prefill_in_pieces(model, None, input_ids)
-    step = measures.greedy_step(model, cache, 8, batch=1)
+    cache = decoding.prefill_in_pieces(model, None, input_ids)
+    step = decoding.greedy_step(model, cache, 8, batch=1)
     for _ in range(9):
         step()
     first = torch.zeros(1, 1, dtype=torch.long)
-    other = measures.prefill_in_pieces(model, None, input_ids)
+    other = decoding.prefill_in_pieces(model, None, input_ids)
     model.generate(
         torch.cat([input_ids, first], 1), **{CACHE_NAME: other}, max_new_tokens=9, do_sample=False, eos_token_id=None
     )
@@ -122,7 +122,7 @@ def test_the_bytes_of_a_cache_are_those_of_the_formula():
     config = tiny_config()
     cache = DynamicCache(config=config)
     make_model(config)(random_ids(3, 10), cache=cache)
-    assert measures.cache_bytes(cache) == config.state_bytes(3, torch.float32)
+    assert decoding.cache_bytes(cache) == config.state_bytes(3, torch.float32)
 
 
 @pytest.mark.parametrize("measure", [measures.prefill, measures.training])
@@ -136,7 +136,7 @@ def test_time_by_length(measure):
     assert {entry["model"] for entry in bench.result["left_out"]} == set(PEERS) - {FULL}
 
 
-@pytest.mark.parametrize("measure", [measures.prefill_growth, measures.decode_growth])
+@pytest.mark.parametrize("measure", [measures.prefill_growth, decoding.decode_growth])
 def test_growth_is_that_of_ours(measure):
     bench = tiny_bench()
     measure(bench, (8, 16))
@@ -169,20 +169,26 @@ def test_what_was_left_out_can_be_measured_later():
 
 
 def test_decoding_time_counts_one_entry_per_chunk(monkeypatch):
-    monkeypatch.setattr(measures, "timed", lambda call, device: call())
+    monkeypatch.setattr(decoding, "timed", lambda call, device: call())
     positions = iter(range(5, 100))
     steps = {OURS: lambda: 9.0 if next(positions) % 4 == 0 else 1.0}
-    point = measures.decode_times(steps, context=5, chunk_size=4, device="cpu")[OURS]
+    point = decoding.decode_times(steps, context=5, chunk_size=4, device="cpu")[OURS]
     assert (point["ordinary"], point["entering"], point["seconds"]) == (1.0, 9.0, 3.0)
 
 
 def test_decoding_and_the_cache_at_several_contexts():
     bench = tiny_bench()
-    measures.decode(bench, (8, 48), few=(8,))
+    decoding.decode(bench, (8, 48), few=(8,))
     assert set(bench.result["decode"]) == {OURS, *PEERS}
     sizes = bench.result["cache"]
     assert sizes[OURS]["8"] == sizes[OURS]["48"] == {"bytes": bench.configs[OURS].state_bytes(1, torch.float32)}
     assert sizes[FULL]["48"]["bytes"] == 6 * sizes[FULL]["8"]["bytes"]
+
+
+def test_a_row_of_packed_documents_beside_the_row_as_one():
+    bench = tiny_bench()
+    measures.packed_training(bench, 32, documents=(2, 8))
+    assert bench.result["packed training"][OURS].keys() == {"2", "8", "32"}
 
 
 def test_rounds_take_turns_and_the_first_is_warm_up():
@@ -221,7 +227,7 @@ def test_a_process_that_runs_out_of_memory_is_left_out(measure, monkeypatch):
 
 
 def test_throughput_takes_the_largest_batch_that_fits():
-    bench, make, models = tiny_bench((FULL,)), measures.batch_times, []
+    bench, make, models = tiny_bench((FULL,)), decoding.batch_times, []
 
     def batch_times(bench, model, cache, context, batch):
         """As on a device where five rows don't fit."""
@@ -231,15 +237,15 @@ def test_throughput_takes_the_largest_batch_that_fits():
         assert [ref() is None for ref in models[:-1]] == [True] * (len(models) - 1)  # none that still takes room
         return make(bench, model, cache, context, batch)
 
-    with mock.patch.object(measures, "batch_times", batch_times):
-        measures.decode_throughput(bench, 8, batches=(1, 5, 3))
+    with mock.patch.object(decoding, "batch_times", batch_times):
+        decoding.decode_throughput(bench, 8, batches=(1, 5, 3))
     assert [bench.result["throughput"][name]["8"]["batch"] for name in (OURS, FULL)] == [3, 3]
 
 
 def test_limits_and_kernels():
     bench = tiny_bench((FULL, WINDOWED))
     measures.training(bench, (16,))
-    measures.decode(bench, (8,))
+    decoding.decode(bench, (8,))
     measures.limits(bench, length=16, context=8, matmul_size=64, copied=2**20)
     share = bench.result["limits"][OURS]["16"]
     assert all(value > 0 for value in share.values())
@@ -256,6 +262,10 @@ def test_memory_is_measured_in_a_fresh_process():
     measures.longest_context(bench, tokens=64, piece=8, batch=2)
     point = bench.result["longest context"][OURS]["64"]
     assert point["tokens"] == 64 and point["bytes"] > 0
+    measures.long_prompt(bench, 64)
+    assert bench.result["long prompt"][OURS]["64"]["bytes"] > 0
+    measures.prefill_growth_in_a_plain_process(bench, (8, 16))
+    assert bench.result["prefill growth, plain process"][OURS].keys() == {"8", "16"}
 
 
 def tiny_result() -> dict:
@@ -279,9 +289,9 @@ def test_where_curves_cross(peer, length):
 def test_targets_are_met_missed_or_not_measured():
     rows = tables.targets(tiny_result(), "cpu").splitlines()
     verdicts = {row.split(" | ")[0][2:]: row.split(" | ")[1:] for row in rows[2:]}
-    assert verdicts["decoding, ours ÷ Llama, at 1k"] == ["≤ 1.25", "8", "**missed** |"]
-    assert verdicts["decoding, ours ÷ Llama, at 32k"] == ["≤ 0.4", "0.25", "met |"]
-    assert verdicts["prefill, 16k ÷ 4k"] == ["≤ 4.3", "1", "met |"]
+    assert verdicts["decoding, ours ÷ Llama, at 1k"] == ["≤ 0.9", "8", "**missed** |"]
+    assert verdicts["decoding, ours ÷ Llama, at 32k"] == ["≤ 0.15", "0.25", "**missed** |"]
+    assert verdicts["prefill, 16k ÷ 4k"] == ["≤ 4.2", "1", "met |"]
     assert verdicts["decoding, ours ÷ Llama, at 8k"][-2:] == ["", "not measured |"]
     assert "| ours ÷ Llama | 8.00 | 2.00 | 0.50 | 0.25 | from 8,192 on |" in tables.ratios(tiny_result())
     assert "| decoding, time per token | 8.00 | 2.00 | 0.50 | 0.25 |" in tables.overview(tiny_result())
@@ -312,17 +322,17 @@ def test_the_readmes_show_what_was_measured(readme: Path):
 
 def test_the_command_writes_and_adds_to_its_result(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(record, "RESULTS", tmp_path)
-    plan = [[("latent-tiny", partial(measures.prefill, lengths=(length,)))] for length in (8, 16)]
-    monkeypatch.setitem(plans.PLANS, "cpu", plan)
-    command.main(["--device", "cpu"])
-    command.main(["--device", "cpu", "--part", "2"])
+    parts = [[("latent-tiny", partial(measures.prefill, lengths=(length,)))] for length in (8, 16)]
+    monkeypatch.setitem(plans.PLANS, "cpu", plans.PLANS["cpu"]._replace(parts=parts))
+    command.main(["--plan", "cpu"])
+    command.main(["--plan", "cpu", "--part", "2"])
     result = record.read("speed-cpu")
     assert set(curves.curve(result, "prefill", OURS)) == {8, 16}
     assert set(result["parts"]) == {"1", "2"} and result["parts"]["2"]["torch"] == torch.__version__
     assert result["models"]["latent-tiny"]["parameters"][OURS] == 4_349_952
     for part, device, why in (("3", "cpu", "must be from 1 to 2"), ("2", "cuda", "run part 1 first")):
         with pytest.raises(SystemExit):
-            command.main(["--device", device, "--part", part])
+            command.main(["--plan", device, "--part", part])
         assert why in capsys.readouterr().err
 
 

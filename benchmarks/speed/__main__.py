@@ -14,32 +14,24 @@
 """
 Speed and memory of latent attention beside its peers.
 
-    python -m benchmarks.speed --device cpu --part 1       # two cores, results/speed-cpu.json
-    python -m benchmarks.speed --device cuda --part 1      # parts under nine minutes each, results/speed-cuda.json
+    python -m benchmarks.speed --plan cpu --part 1     # two cores, results/speed-cpu.json
+    python -m benchmarks.speed --plan cuda --part 1    # a GPU, results/speed-cuda.json: see benchmarks/on_gpu.sh
 
 The result is written after every measure. What was left out, and why, stands beside what was measured.
 """
 
 import argparse
 import time
+from pathlib import Path
 
 from transformers import PreTrainedConfig
-from transformers.utils import is_flash_linear_attention_available
 
 from benchmarks import record
 
 from .bench import SEED, Bench, dtype_of
-from .models import GSA, OURS, PEERS, configs_of, count_parameters
-from .plans import LIMIT, PLANS, SECONDS
+from .models import OURS, configs_of, count_parameters
+from .plans import PLANS
 from .timing import keep_freed_memory
-
-
-def gsa_or_why_not(device: str) -> tuple[tuple[str, ...], str]:
-    if device != "cuda":
-        return (), "GSA needs a CUDA device"
-    if not is_flash_linear_attention_available():
-        return (), "GSA needs the package flash-linear-attention, which is not installed"
-    return (GSA,), "GSA is measured"
 
 
 def described(configs: dict[str, PreTrainedConfig], device: str) -> dict:
@@ -53,33 +45,32 @@ def described(configs: dict[str, PreTrainedConfig], device: str) -> dict:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=list(PLANS), required=True)
+    parser.add_argument("--plan", choices=list(PLANS), required=True, help="a device, or a rehearsal on the CPU")
+    parser.add_argument("--output_dir", type=Path, help="for speed-PLAN.json; default: benchmarks/results")
     parser.add_argument("--part", type=int, default=1, help="of the plan; parts after the first add to its result")
     arguments = parser.parse_args(argv)
-    device, number = arguments.device, arguments.part
-    name, plan = f"speed-{device}", PLANS[device]
-    if not 1 <= number <= len(plan):
-        parser.error(f"--part is {number} but must be from 1 to {len(plan)}, the parts for {device}.")
-    gsa, why = gsa_or_why_not(device)
-    result = {"seed": SEED, "seconds": SECONDS, "limit": LIMIT, "GSA": why, "parts": {}, "models": {}}
+    name, plan, number = f"speed-{arguments.plan}", PLANS[arguments.plan], arguments.part
+    if not 1 <= number <= len(plan.parts):
+        parser.error(f"--part is {number} but must be from 1 to {len(plan.parts)}, the parts of {arguments.plan}.")
+    result = {"seed": SEED, "seconds": plan.seconds, "limit": plan.limit, "parts": {}, "models": {}}
     if number > 1:
-        result = record.read(name)
+        result = record.read(name, arguments.output_dir)
         if result is None:
-            parser.error(f"--part is {number} but adds to results/{name}.json, which is not there: run part 1 first.")
-    if device == "cpu":
+            parser.error(f"--part is {number} but adds to {name}.json, which is not there: run part 1 first.")
+    if plan.device == "cpu":
         keep_freed_memory()
-    part = result["parts"][str(number)] = record.environment(device)
+    part = result["parts"][str(number)] = record.environment(plan.device)
     begin = time.perf_counter()
 
     def save():
         part["seconds"] = round(time.perf_counter() - begin)
-        record.write(name, result)
+        record.write(name, result, arguments.output_dir)
 
-    for config_name, measure in plan[number - 1]:
-        configs = configs_of(config_name, (*PEERS, *gsa))
+    for config_name, measure in plan.parts[number - 1]:
+        configs = configs_of(config_name, plan.peers)
         section = result["models"].setdefault(config_name, {})
-        section |= described(configs, device)
-        measure(Bench(configs, device, SECONDS[device], LIMIT[device], section, save))
+        section |= described(configs, plan.device)
+        measure(Bench(configs, plan.device, plan.seconds, plan.limit, section, save))
     save()
 
 

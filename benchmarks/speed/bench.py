@@ -21,6 +21,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from benchmarks import peers
+from benchmarks.peers import cache_name_of
 from modeling_latent import LatentAttentionConfig
 
 from .models import FULL, OURS
@@ -104,3 +105,11 @@ def make_model(config: PreTrainedConfig, device: str, dtype: torch.dtype) -> Pre
 
 def random_ids(config: LatentAttentionConfig, device: str, *shape: int) -> torch.Tensor:
     return torch.randint(config.vocab_size, shape, generator=torch.Generator().manual_seed(SEED)).to(device)
+
+
+@torch.no_grad()
+def forward(model: PreTrainedModel, input_ids: torch.Tensor, cache=None, **kwargs):
+    """Run the model on `(B, T)` tokens; returns the logits of the last one, and the cache."""
+    name = cache_name_of(model)
+    outputs = model(input_ids, **{name: cache}, use_cache=True, logits_to_keep=1, **kwargs)
+    return outputs.logits, outputs[name]

@@ -17,14 +17,11 @@ from math import exp, log
 
 
 FIELDS = {"cache": "bytes", "training memory": "bytes"}  # "seconds" of all others
-# The configuration that speaks for a measure, where more than one was measured.
-SPEAKS = {"training": "latent-135m", "training memory": "latent-135m"}
 
 
 def section(result: dict, measure: str) -> tuple[str, dict]:
-    """Name of the configuration that `measure` was taken with, and its points by model and length."""
-    names = [name for name, points in result["models"].items() if measure in points]
-    name = SPEAKS[measure] if SPEAKS.get(measure) in names else next(iter(names), "")
+    """Name of the first configuration that `measure` was taken with, and its points by model and length."""
+    name = next((name for name, points in result["models"].items() if measure in points), "")
     return name, result["models"].get(name, {}).get(measure, {})
 
 

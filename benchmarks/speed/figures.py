@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from .curves import crossing, curve, section
-from .models import FULL, GSA, OURS, PEERS
+from .models import FULL, OURS, PEERS
 
 
 # Per measure: title, unit, factor from seconds or bytes, whether to divide by the length, and what the length is of.
@@ -28,7 +28,7 @@ PANELS = {
     "training": ("Training step", "µs per token", 1e6, True, "tokens of the row"),
     "cache": ("Cache", "MB", 1e-6, False, "tokens of context"),
 }
-COLOURS = {name: f"C{index}" for index, name in enumerate((OURS, *PEERS, GSA))}
+COLOURS = {name: f"C{index}" for index, name in enumerate((OURS, *PEERS))}
 
 
 def draw_panel(axes: Axes, result: dict, measure: str) -> None:

@@ -13,22 +13,20 @@
 # limitations under the License.
 """The measures: each is a function of a `Bench`, and of the lengths at which time or memory is taken."""
 
-import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
-from copy import deepcopy
 from functools import partial
 
 import torch
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from benchmarks.peers import cache_name_of, cache_tensors
-from modeling_latent import LatentAttentionConfig, LatentAttentionForCausalLM
+from modeling_latent import LatentAttentionConfig
 
-from .bench import Bench, make_model, random_ids
+from .bench import Bench, forward, make_model, random_ids
+from .decoding import greedy_step, prefill_in_pieces
 from .models import FULL, OURS, WINDOWED
 from .timing import (
     attention_operators,
@@ -42,67 +40,21 @@ from .timing import (
 )
 
 
-PIECE = 2048  # tokens of a prefill in pieces
-WARM_UP_STEPS = 16
 # What decoding uses once per chunk, not once per token.
 ONCE_PER_CHUNK = ("latents", "latent_norm", "refine_norm", "readout_norm", "latent_self", "input_to_latent.q_proj")
 ONCE_PER_CHUNK += ("input_to_latent.o_proj", "latent_to_input.k_proj", "latent_to_input.v_proj")
-
-
-@torch.no_grad()
-def forward(model: PreTrainedModel, input_ids: torch.Tensor, cache=None, **kwargs):
-    """Run the model on `(B, T)` tokens; returns the logits of the last one, and the cache."""
-    name = cache_name_of(model)
-    outputs = model(input_ids, **{name: cache}, use_cache=True, logits_to_keep=1, **kwargs)
-    return outputs.logits, outputs[name]
 
 
 def training_step(model: PreTrainedModel) -> Callable:
     """A function of `input_ids` that takes one step of AdamW and leaves no gradients."""
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-5)
 
-    def step(input_ids: torch.Tensor):
-        model(input_ids=input_ids, labels=input_ids, use_cache=False).loss.backward()
+    def step(input_ids: torch.Tensor, **packing):
+        model(input_ids=input_ids, labels=input_ids, use_cache=False, **packing).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
     return step
-
-
-def greedy_step(model: PreTrainedModel, cache, seen: int, batch: int) -> Callable:
-    """A function that decodes one more token, calling the model as `generate()` does, after `seen` tokens."""
-    tokens = torch.zeros(batch, 1, dtype=torch.long, device=model.device)
-
-    def step():
-        nonlocal tokens, seen
-        chunks = {}
-        if isinstance(model, LatentAttentionForCausalLM):
-            enters = seen % model.config.chunk_size == 0
-            chunks["new_chunk_rows"] = torch.arange(batch if enters else 0, device=model.device)
-        logits, _ = forward(model, tokens, cache, **chunks)
-        tokens, seen = logits[:, -1:].argmax(-1), seen + 1
-
-    return step
-
-
-def random_cache(config: PreTrainedConfig, context: int, batch: int, device: str, dtype: torch.dtype) -> DynamicCache:
-    """Keys and values of full attention as after `context` tokens, without computing them."""
-    cache = DynamicCache(config=config)
-    for layer in range(config.num_hidden_layers):
-        shape = (batch, config.num_key_value_heads, context, config.head_dim)
-        cache.update(*(torch.randn(shape, device=device, dtype=dtype) for _ in range(2)), layer)
-    return cache
-
-
-def prefill_in_pieces(model: PreTrainedModel, cache, input_ids: torch.Tensor, piece: int = PIECE):
-    for part in input_ids.split(piece, dim=1):
-        _, cache = forward(model, part, cache)
-    return cache
-
-
-def cache_bytes(cache) -> int:
-    """Bytes of all tensors of a cache but those without a dimension, such as a length that the host counts."""
-    return sum(tensor.nbytes for tensor in cache_tensors(cache) if tensor.ndim)
 
 
 def by_length(bench: Bench, measure: str, lengths: tuple[int, ...], few: tuple[int, ...], make_call: Callable) -> None:
@@ -123,93 +75,36 @@ def prefill(bench: Bench, lengths: tuple[int, ...], few: tuple[int, ...] = ()) -
 
 def prefill_growth(bench: Bench, lengths: tuple[int, ...]) -> None:
     """Time prefill of ours alone. Lengths take turns, so that a drift of the machine meets all of them."""
-    model = bench.model(OURS)
-    calls = {length: partial(forward, model, bench.token_ids(1, length)) for length in lengths}
-    for length, point in interleaved(calls, bench.device, bench.seconds).items():
+    points = times_of_prefill(bench.configs[OURS], bench.device, bench.dtype, lengths, bench.seconds)
+    for length, point in points.items():
         bench.note("prefill growth", length, {OURS: point})
+
+
+def prefill_growth_in_a_plain_process(bench: Bench, lengths: tuple[int, ...]) -> None:
+    """As `prefill_growth`, but the C library gives freed memory back to the system, as it does unless told not to."""
+    arguments = (bench.configs[OURS], bench.device, bench.dtype, lengths, bench.seconds)
+    for length, point in in_fresh_process(times_of_prefill, *arguments).items():
+        bench.note("prefill growth, plain process", length, {OURS: point})
+
+
+def times_of_prefill(config: PreTrainedConfig, device: str, dtype, lengths: tuple[int, ...], seconds: float) -> dict:
+    """The times of prefill by length; the lengths take turns."""
+    model = make_model(config, device, dtype)
+    calls = {length: partial(forward, model, random_ids(config, device, 1, length)) for length in lengths}
+    return interleaved(calls, device, seconds)
+
+
+def packed_training(bench: Bench, length: int, documents: tuple[int, ...]) -> None:
+    """Time a step on one row of packed documents of so many tokens each; the longest is the row as one document."""
+    step, input_ids = training_step(bench.model(OURS)), bench.token_ids(1, length)
+    places = torch.arange(length, device=bench.device)[None]
+    calls = {size: partial(step, input_ids, position_ids=places % size) for size in (*documents, length)}
+    for size, point in interleaved(calls, bench.device, bench.seconds).items():
+        bench.note("packed training", size, {OURS: point})
 
 
 def training(bench: Bench, lengths: tuple[int, ...], few: tuple[int, ...] = ()) -> None:
     by_length(bench, "training", lengths, few, lambda model, input_ids: partial(training_step(model), input_ids))
-
-
-def decode(bench: Bench, contexts: tuple[int, ...], few: tuple[int, ...] = ()) -> None:
-    """Time a token, over one whole chunk, and count the bytes of the caches. Models take turns at every token."""
-    models, caches, chunk_size = {}, {}, bench.configs[OURS].chunk_size
-    for context in contexts:
-        names = bench.names_at("decode", context, few)
-        for name in names:
-            if name not in models:
-                models[name], caches[name] = bench.model(name), (None, 0)
-            caches[name] = cache_at(bench, models[name], name, context, *caches[name])
-        bench.note("cache", context, {name: {"bytes": cache_bytes(caches[name][0])} for name in names})
-        steps = {name: greedy_step(models[name], caches[name][0], context, batch=1) for name in names}
-        bench.note("decode", context, decode_times(steps, context, chunk_size, bench.device))
-        caches = {name: (cache, context + WARM_UP_STEPS + chunk_size) for name, (cache, _) in caches.items()}
-
-
-def decode_growth(bench: Bench, contexts: tuple[int, ...]) -> None:
-    """Time a token of ours alone. Contexts, whole chunks each, take turns, as in `prefill_growth`."""
-    model, chunk_size = bench.model(OURS), bench.configs[OURS].chunk_size
-    steps = {}
-    for context in contexts:
-        cache, _ = cache_at(bench, model, OURS, context, None, 0)
-        steps[context] = greedy_step(model, cache, context, batch=1)
-    for context, point in decode_times(steps, contexts[0], chunk_size, bench.device).items():
-        bench.note("decode growth", context, {OURS: point})
-
-
-def cache_at(bench: Bench, model: PreTrainedModel, name: str, context: int, cache, seen: int) -> tuple:
-    """A cache of `context` tokens and their number: Llama's filled at random, the others' going on from `cache`."""
-    if name == FULL:
-        return random_cache(model.config, context, 1, bench.device, bench.dtype), context
-    return prefill_in_pieces(model, cache, bench.token_ids(1, context - seen)), context
-
-
-def decode_times(steps: dict[str, Callable], context: int, chunk_size: int, device: str) -> dict[str, dict]:
-    """Time all `steps` over a chunk. A token takes the median of ordinary ones and a share of the one that enters."""
-    runs = [{name: timed(step, device) for name, step in steps.items()} for _ in range(WARM_UP_STEPS + chunk_size)]
-    points = {}
-    for name in steps:
-        times = [run[name] for run in runs[WARM_UP_STEPS:]]
-        entering = times.pop(-(context + WARM_UP_STEPS) % chunk_size)
-        ordinary = statistics.median(times)
-        seconds = (ordinary * (chunk_size - 1) + entering) / chunk_size
-        points[name] = {"seconds": seconds, "ordinary": ordinary, "entering": entering, "runs": chunk_size}
-    return points
-
-
-def decode_throughput(bench: Bench, context: int, batches: tuple[int, ...]) -> None:
-    """Count tokens per second of ours and Llama, each at the largest of `batches` that fits, alone on the device."""
-    for name in (OURS, FULL):
-        point = largest_batch(bench, name, context, batches)
-        if point is not None:
-            bench.note("throughput", context, {name: point})
-
-
-def largest_batch(bench: Bench, name: str, context: int, batches: tuple[int, ...]) -> dict | None:
-    """
-    Time a step of one model at the largest of `batches` that fits; `None` where none fits. This is a function of its
-    own so that what a batch held is free for the next one.
-    """
-    model = bench.model(name)
-    one, _ = cache_at(bench, model, name, context, None, 0)
-    for batch in sorted(batches, reverse=True):
-        if bench.device == "cuda":
-            torch.cuda.empty_cache()
-        try:
-            times = batch_times(bench, model, deepcopy(one), context, batch)
-        except torch.OutOfMemoryError:
-            continue
-        return {"batch": batch, "tokens": batch / times["seconds"], **times}
-    return None
-
-
-def batch_times(bench: Bench, model: PreTrainedModel, cache, context: int, batch: int) -> dict:
-    """Time a step with `batch` copies of the one row in `cache`."""
-    cache.batch_repeat_interleave(batch)
-    steps = {"": greedy_step(model, cache, context, batch)}
-    return decode_times(steps, context, bench.configs[OURS].chunk_size, bench.device)[""]
 
 
 def training_peak(config: PreTrainedConfig, device: str, dtype: torch.dtype, length: int) -> dict:
@@ -262,6 +157,19 @@ def read_and_decode(config: LatentAttentionConfig, device: str, dtype, tokens: i
         "decode_seconds": time.perf_counter() - read,
         "bytes": memory_peak(device),
     }
+
+
+def peak_of_a_prompt(config: LatentAttentionConfig, device: str, dtype, tokens: int) -> dict:
+    """The most memory of a process in which `generate()` reads a prompt, with no word on pieces, and adds a token."""
+    model = make_model(config, device, dtype)
+    begin = time.perf_counter()
+    model.generate(random_ids(config, device, 1, tokens), max_new_tokens=1, do_sample=False, pad_token_id=0)
+    return {"seconds": time.perf_counter() - begin, "bytes": memory_peak(device)}
+
+
+def long_prompt(bench: Bench, tokens: int) -> None:
+    arguments = (bench.configs[OURS], bench.device, bench.dtype, tokens)
+    note_fresh(bench, "long prompt", tokens, OURS, peak_of_a_prompt, *arguments)
 
 
 def longest_context(bench: Bench, tokens: int, piece: int, batch: int) -> None:

@@ -23,7 +23,7 @@ from modeling_latent import LatentAttentionConfig
 
 CONFIGURATION = Path(__file__).parents[2] / "configuration"
 OURS, FULL, WINDOWED, NO_LATENTS = "latent attention", "Llama", "Llama, windowed", "without latents"
-MAMBA, GATED_DELTA_NET, GSA = "Mamba-2", "gated delta net", "GSA"
+MAMBA, GATED_DELTA_NET = "Mamba-2", "gated delta net"
 PEERS = (FULL, WINDOWED, NO_LATENTS, MAMBA, GATED_DELTA_NET)
 TOLERANCE = 0.03  # of the number of parameters
 WIDTH_STEP = 8  # of feed-forward layers
@@ -70,7 +70,6 @@ def peer_of(name: str, ours: LatentAttentionConfig) -> tuple[str, dict]:
         NO_LATENTS: ("latents_and_window", {**others, "layer_pattern": ["local"]}),
         MAMBA: ("mamba2", {"state_size": 128, "head_dim": min(64, ours.hidden_size), "chunk_size": 256}),
         GATED_DELTA_NET: ("gated_delta_net", {"key_dim": ours.head_dim}),
-        GSA: ("gated_slot_attention", {"num_slots": ours.num_latents}),
     }[name]
 
 
