@@ -33,10 +33,10 @@ from modeling_latent import LatentAttentionConfig, LatentAttentionForCausalLM
 KEYS, VALUES, FILLERS = 4, 16, 32  # tokens of each kind; in the vocabulary they come one kind after the other
 ASKED = 2 * KEYS  # last tokens of a text: the keys, each with its value behind it
 WIDTH, LAYERS, CHUNK = 64, 2, 8
-WINDOW = 2 * CHUNK  # tokens that local attention sees at most, the newest among them
+WINDOW = 2 * CHUNK  # tokens that local attention sees at most; right behind the start of a chunk it is half as many
 PATTERNS = {"with latents": ["both", "local"], "without": ["local"]}  # kinds of layers
 STEPS, BATCH = 300, 32
-TRAINED = 24  # tokens of filler in training, some before the keys are told and the rest behind
+TRAINED = 16  # tokens of filler in training, some before the keys are told and the rest behind
 DISTANCES = (0, TRAINED, 1_024, 8_192)  # tokens of filler between telling and asking
 TEXTS = 16  # at each distance, to measure with
 PIECE = 1_024  # tokens of one forward
@@ -126,7 +126,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of weights and training texts, 0 if not given")
     seed = parser.parse_args(argv).seed
     models = {name: train(pattern, seed) for name, pattern in PATTERNS.items()}
-    print(f"\nshare of values found ({1 / VALUES:.2f} by chance), and bytes of the cache")
+    print(f"\nshare of values found ({1 / VALUES:.2f} by chance), and bytes of the cache; a window is {WINDOW} tokens")
     print(f"{'tokens between':>14}{'windows':>9}" + "".join(f"{name:>24}" for name in (*PATTERNS, "a Llama's cache")))
     for distance in DISTANCES:
         results = [measure(model, distance) for model in models.values()]
