@@ -57,11 +57,8 @@ def windowed_attention(shape: dict, sliding_window: int) -> MistralConfig:
 
 
 def latents_and_window(shape: dict, **settings) -> LatentAttentionConfig:
-    """
-    Our model, by default with a window in every layer and latents in every second one, from the first. Embeddings
-    start at 1/√width, as in the ready-made configurations.
-    """
-    return LatentAttentionConfig(**{**shape, "initializer_range": shape["hidden_size"] ** -0.5, **settings})
+    """Our model, by default with a window in every layer and latents in every second one, from the first."""
+    return LatentAttentionConfig(**{**shape, **settings})
 
 
 def latents_in_every_layer(shape: dict, **settings) -> LatentAttentionConfig:

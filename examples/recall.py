@@ -84,7 +84,6 @@ def train(layer_pattern: list[str], seed: int) -> PreTrainedModel:
         num_latents=16,
         chunk_size=CHUNK,
         max_chunk_repeats=1_000,  # so that the latents learn to find a value in much longer texts than they train on
-        initializer_range=WIDTH**-0.5,
     )
     arguments = TrainingArguments(
         output_dir="out/recall",

@@ -122,8 +122,8 @@ class LatentAttentionConfig(PreTrainedConfig):
             up to so many times, drawn log-uniformly for every chunk. The latents learn to find what matters among many
             more tokens than a row has, as they must in longer texts. 1 for none; for causal models.
         is_causal (`bool`, defaults to `True`): Language model, or bidirectional encoder.
-        initializer_range (`float`, defaults to 0.02): Standard deviation of embeddings and head; what layers add to
-            the token stream starts in proportion to it. 1 / sqrt(hidden_size) is recommended.
+        initializer_range (`float`, defaults to 1 / sqrt(hidden_size)): Standard deviation of embeddings and head; what
+            layers add to the token stream starts in proportion to it.
         norm_type (`str`, defaults to `"layer_norm"`): `"layer_norm"` or `"rms_norm"`.
         norm_eps (`float`, defaults to 1e-5): Added to the variance in every norm.
         rope_parameters (`dict`): Of the rotary embeddings in local attention. Defaults to
@@ -170,7 +170,7 @@ class LatentAttentionConfig(PreTrainedConfig):
     attention_dropout: int | float = 0.0
     max_chunk_repeats: int | float = 1
     rope_parameters: dict | None = None
-    initializer_range: float = 0.02
+    initializer_range: float | None = None
     trained_with: dict | None = None
     use_cache: bool = True
     tie_word_embeddings: bool = False
@@ -183,6 +183,8 @@ class LatentAttentionConfig(PreTrainedConfig):
             self._require_size("num_hidden_layers", least=1)  # before a list of them fills the memory
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
+        if self.initializer_range is None:
+            self.initializer_range = max(self.hidden_size, 1) ** -0.5  # a width of 0 is reported by its name
         if self.head_dim is None:
             # Zero heads are reported by `validate_architecture`, with the field's name.
             self.head_dim = self.hidden_size // max(self.num_attention_heads, 1)

@@ -14,8 +14,8 @@
 """The configuration: what it refuses, what survives saving and loading, what it says about the state's size."""
 
 import json
+import math
 import re
-from ast import literal_eval
 from pathlib import Path
 
 import pytest
@@ -240,7 +240,8 @@ def test_the_docstring_states_the_defaults():
     )
     assert {"num_latents", "mlp_conv_kernel_size", "norm_type", "rope_parameters"} < dict(stated).keys()
     config = LatentAttentionConfig()
-    assert {name: getattr(config, name) for name, _ in stated} == {name: literal_eval(text) for name, text in stated}
+    known = {"sqrt": math.sqrt, "hidden_size": config.hidden_size}
+    assert {name: getattr(config, name) for name, _ in stated} == {name: eval(text, known) for name, text in stated}
 
 
 # Nothing at its default, so that a field lost on the way shows.
