@@ -80,6 +80,7 @@ test-matrix: $(VENV)/test.stamp
 lint: $(VENV)/test.stamp
 	$(PYTHON) -m ruff format --check $(CODE)
 	$(PYTHON) -m ruff check $(CODE)
+	$(PYTHON) -m mypy
 
 # The site, in out/site: the pages with the pictures and files that they link to, at the same places as here.
 docs: $(VENV)/docs.stamp

