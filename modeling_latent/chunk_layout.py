@@ -139,18 +139,16 @@ def grid_layout(
     past = torch.zeros(batch, dtype=torch.long, device=device) if tokens_seen is None else tokens_seen
     filled = torch.where(past > 0, (past - 1) % chunk_size + 1, 0)  # (B,), C for a chunk that is complete
     place = _places(valid, starts) + past[:, None]  # (B, T)
-    opens_chunk = valid & (place % chunk_size == 0)
     compiled = torch.compiler.is_compiling() and most_sequences is not None
     if starts is not None and not with_cache and not compiled:
         slot, chunks = _slots_of_documents(place, valid, chunk_size)
-        chunk = slot // chunk_size  # (B, T)
     else:
-        chunk = (opens_chunk.cumsum(1) - 1 + (filled > 0)[:, None]).clamp(min=0)  # (B, T)
-        slot = chunk * chunk_size + place % chunk_size  # (B, T)
+        slot = _slots_in_own_chunks(place, valid, filled, chunk_size)
         if starts is None:
             chunks = chunks_of(length if tokens_seen is None else length + chunk_size, chunk_size)
         else:
-            chunks = length // chunk_size + most_sequences if compiled else int(chunk.max()) + 1
+            chunks = length // chunk_size + most_sequences if compiled else int(slot.max()) // chunk_size + 1
+    chunk, opens_chunk = slot // chunk_size, valid & (place % chunk_size == 0)  # (B, T)
     first_index = (past - 1).clamp(min=0) // chunk_size  # (B,), of a row's first chunk, which may be in the cache
     chunk_index = _chunk_index(chunk.where(opens_chunk, chunks), chunks, place // chunk_size, first_index)
     gather = _gather_indices(slot, valid, (batch, chunks, chunk_size))
@@ -239,6 +237,13 @@ def _places(valid, starts) -> torch.Tensor:
     """Every real token's place in its sequence, `(B, T)`."""
     rank = valid.cumsum(1) - 1  # order among the row's real tokens
     return rank if starts is None else rank - running_max(torch.where(starts, rank, 0))
+
+
+def _slots_in_own_chunks(place, valid, filled, chunk_size: int) -> torch.Tensor:
+    """The slots of tokens in their rows, `(B, T)`, where every sequence starts a chunk, or continues one `filled`."""
+    opened = (valid & (place % chunk_size == 0)).cumsum(1)  # (B, T), chunks so far
+    chunk = (opened - 1 + (filled > 0)[:, None]).clamp(min=0)
+    return chunk * chunk_size + place % chunk_size
 
 
 def _slots_of_documents(place, valid, chunk_size: int) -> tuple[torch.Tensor, int]:
