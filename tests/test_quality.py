@@ -530,7 +530,32 @@ def said_of_language_models() -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("said", [said_of_recall, said_of_passkeys, said_of_language_models])
+def said_of_ablations() -> list[str]:
+    points = sweep.measured(ablations.TABLE, "reduced")["points"]
+
+    def means(task: str, metric: str, digits: int) -> dict[str, str]:
+        rows = [point for point in points if point[0]["task"] == task]
+        return {row[0]["variant"]: f"{mean(unit[metric] for unit in row):.{digits}f}" for row in rows}
+
+    recall, loss = means("mqar", "accuracy", 2), means("language_model", "loss_in_training_length", 3)
+    base, split = "base: both, local", "retrieval and local attention in one softmax"
+    middle, first, last = "local, both, both, local", "both, local, local, local", "local, local, local, both"
+    one_head, narrow, without = "one key/value head in the memory", "latents half as wide", "no refinement"
+    return [
+        f"first of every two layers recall {recall[base]}, in the second {recall['local, both']}, in the two in the "
+        f"middle {recall[middle]}; in all four layers {recall['both']}. In the first layer alone they recall "
+        f"{recall[first]}, in the last alone {recall[last]}.",
+        f"{loss['local']} without any, {loss[last]} with latents in the last layer, {loss['local, both']} and "
+        f"{loss[base]} in the second and the first of every two, {loss['both']} in every one",
+        f"without it recall is {recall[without]} instead of {recall[base]}, at {loss[without]} instead of {loss[base]}",
+        f"({recall[one_head]}, {loss[one_head]}). Latents half as wide recall less ({recall[narrow]})",
+        f"has the lower loss, {loss[split]}, at the same recall, {recall[split]}",
+        f"recall {recall['1 sink']} and {recall['4 sinks']} with one and four, "
+        f"loss {loss['1 sink']} and {loss['4 sinks']}",
+    ]
+
+
+@pytest.mark.parametrize("said", [said_of_recall, said_of_passkeys, said_of_language_models, said_of_ablations])
 def test_what_the_page_says_of_the_tables_is_in_them(said):
     """Numbers in sentences."""
     text = " ".join(tables.README.read_text(encoding="utf-8").split())
