@@ -547,7 +547,8 @@ def said_of_ablations() -> list[str]:
         f"{recall[first]}, in the last alone {recall[last]}.",
         f"{loss['local']} without any, {loss[last]} with latents in the last layer, {loss['local, both']} and "
         f"{loss[base]} in the second and the first of every two, {loss['both']} in every one",
-        f"without it recall is {recall[without]} instead of {recall[base]}, at {loss[without]} instead of {loss[base]}",
+        f"without it recall is {recall[without]} instead of {recall[base]}, "
+        f"at {loss[without]} instead of {loss[base]}",
         f"({recall[one_head]}, {loss[one_head]}). Latents half as wide recall less ({recall[narrow]})",
         f"has the lower loss, {loss[split]}, at the same recall, {recall[split]}",
         f"recall {recall['1 sink']} and {recall['4 sinks']} with one and four, "
