@@ -41,7 +41,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.utils import logging
 
 from .chunk_layout import GridLayout, StepLayout
-from .configuration_latent import LatentAttentionConfig
+from .configuration_latent import LAYER_KINDS, LatentAttentionConfig
 
 
 logger = logging.get_logger(__name__)
@@ -138,27 +138,31 @@ def maps_in_token_order(
         return {"attentions": outputs.attentions}
     num_heads = layers[0].config.num_attention_heads
 
-    def by_layer(recorded: tuple, without: str, make_map, *shape_of_none: int) -> tuple[torch.Tensor, ...]:
+    def by_layer(recorded: tuple, attention: str, make_map, *shape_of_none: int) -> tuple[torch.Tensor, ...]:
         found, none = iter(recorded), tokens.new_zeros(*shape_of_none)
-        return tuple(none if layer.kind == without else make_map(next(found), layer) for layer in layers)
+        return tuple(
+            make_map(next(found), layer) if attention in LAYER_KINDS[layer.kind] else none for layer in layers
+        )
 
     def of_tokens(weights, _):
         return queries_to_tokens(weights, layout)
 
     batch, length = tokens.shape[:2]
     maps = {
-        "attentions": by_layer(outputs.attentions, "local", of_tokens, batch, num_heads, length, 0),
-        "local_attentions": by_layer(outputs.local_attentions, "latent", of_tokens, batch, num_heads, length, 0),
+        "attentions": by_layer(outputs.attentions, "latent_attention", of_tokens, batch, num_heads, length, 0),
+        "local_attentions": by_layer(
+            outputs.local_attentions, "local_attention", of_tokens, batch, num_heads, length, 0
+        ),
     }
     if isinstance(layout, StepLayout):
         return maps
     rows, chunks = layout.grid_shape[0], layout.grid_shape[1] if layers[0].config.is_causal else 1
     maps["refinement_attentions"] = by_layer(
-        outputs.refinement_attentions, "local", refinement_by_chunk, rows, chunks, num_heads, 0, 0
+        outputs.refinement_attentions, "latent_attention", refinement_by_chunk, rows, chunks, num_heads, 0, 0
     )
     maps["compression_attentions"] = by_layer(
         outputs.compression_attentions,
-        "local",
+        "latent_attention",
         lambda read, layer: compression_to_tokens(read, layer, layout),
         *(batch, chunks, num_heads, 0, length),
     )

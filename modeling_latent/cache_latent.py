@@ -101,7 +101,7 @@ class LatentAttentionCacheLayer(CacheLayerMixin):
         """Take over what the parts of a layer leave after a forward: their grids, or after a step their states."""
         if isinstance(layout, StepLayout):
             grid, tokens = None, 1
-            state = LayerState(window, memory, mlp_conv_inputs, layout.tokens_seen.clone())  # of its own
+            state = LayerState(window, memory, mlp_conv_inputs, layout.tokens_after.clone())  # of its own
         else:
             grid, tokens = LayerGrid(window, memory, mlp_conv_inputs, layout), layout.progress.seen.shape[1]
             state = grid.state_after(tokens - 1)

@@ -48,10 +48,14 @@ class GridLayout(NamedTuple):
     batch_shape: tuple[int, int]  # (B, T) of the tokens
     grid_shape: tuple[int, int, int]  # (R, N, C) of the slots
     chunk_index: torch.Tensor  # (R or 1, N), number of each chunk in its sequence, from 0
-    slot_valid: torch.Tensor | None = None  # (R or 1, N, C), whether a token stands there
+    # (R or 1, N, C), whether a new token stands there. In other slots a layer's states are finite, and mean nothing:
+    # mask what you sum.
+    slot_valid: torch.Tensor | None = None
     indices: SlotIndices | None = None  # None: slot i holds token i
-    sequence_ids: torch.Tensor | None = None  # (R, N), only where a row packs several sequences, as `places`
-    places: torch.Tensor | None = None  # (R, N, C), of each slot's token in its sequence, from 0
+    # Both only where a row packs several sequences: the sequence of each chunk, or the first that shares it, and the
+    # place of each slot's token in its sequence, from 0.
+    sequence_ids: torch.Tensor | None = None  # (R, N)
+    places: torch.Tensor | None = None  # (R, N, C)
     filled: torch.Tensor | None = None  # (B,), slots of the first chunk whose tokens are in the cache already
     progress: Progress | None = None  # (B, T), only beside a cache
     shard: tuple | None = None  # a `Shard`, where the chunks are one rank's of several that share the sequences
@@ -87,7 +91,7 @@ class GridLayout(NamedTuple):
 class StepLayout(NamedTuple):
     """Where one more token of each sequence goes."""
 
-    tokens_seen: torch.Tensor  # (B,), tokens of the sequence, the new one among them
+    tokens_after: torch.Tensor  # (B,), tokens of the sequence, the new one among them
     slot: torch.Tensor  # (B,), the slot of the new token in its chunk
     new_chunk_rows: torch.Tensor  # (X,), candidates: every row that enters a new chunk is among them
     enters_chunk: torch.Tensor  # (X,), which of the candidates do

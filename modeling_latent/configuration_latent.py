@@ -59,7 +59,11 @@ POSITIVE_FIELDS = (
 CONV_FIELDS = ("conv_kernel_size", "mlp_conv_kernel_size")
 LARGEST = 2**24  # of any of these: more than any model has, so a slip, named before memory is asked for
 LATENT_STEPS = ("input_to_latent", "latent_self", "latent_to_input")
-LAYER_KINDS = ("local", "latent", "both")
+LAYER_KINDS = {  # the attentions of each kind of layer, in their order
+    "local": ("local_attention",),
+    "latent": ("latent_attention",),
+    "both": ("local_attention", "latent_attention"),
+}
 DEFAULT_PATTERN = ("both", "local")
 # Without these values the same weights still load, but are another model than the one that was trained.
 TRAINED_FIELDS = (
@@ -292,10 +296,11 @@ class LatentAttentionConfig(PreTrainedConfig):
         for fields, least in ((POSITIVE_FIELDS, 1), (CONV_FIELDS, 0)):
             for field in fields:
                 self._require_size(field, least)
+        *kinds, last_kind = (f'"{kind}"' for kind in LAYER_KINDS)
         self._require(
-            len(self.layer_pattern) > 0 and set(self.layer_pattern) <= set(LAYER_KINDS),
+            len(self.layer_pattern) > 0 and set(self.layer_pattern) <= LAYER_KINDS.keys(),
             "layer_pattern",
-            'a list of "local", "latent" and "both", at least one of them',
+            f"a list of {', '.join(kinds)} and {last_kind}, at least one of them",
         )
         self._require(
             0 <= self.num_sink_tokens <= self.chunk_size,
@@ -328,11 +333,11 @@ class LatentAttentionConfig(PreTrainedConfig):
 
     @property
     def has_windows(self) -> bool:
-        return any(kind != "latent" for kind in self.layer_kinds)
+        return any("local_attention" in LAYER_KINDS[kind] for kind in self.layer_kinds)
 
     @property
     def has_latents(self) -> bool:
-        return any(kind != "local" for kind in self.layer_kinds)
+        return any("latent_attention" in LAYER_KINDS[kind] for kind in self.layer_kinds)
 
     @property
     def base_model_tp_plan(self) -> dict[str, str]:
@@ -384,9 +389,9 @@ class LatentAttentionConfig(PreTrainedConfig):
             for kernel in (self.conv_kernel_size, self.mlp_conv_kernel_size)
         )
         memory = (self.chunk_size + self.num_latents) * token + statistics + conv
-        parts = {"local": window, "latent": memory, "both": window + memory}
-        tokens_seen = torch.int64.itemsize
-        return batch_size * sum(parts[kind] + mlp_conv + tokens_seen for kind in self.layer_kinds)
+        parts = {"local_attention": window, "latent_attention": memory}
+        attentions = sum(parts[attention] for kind in self.layer_kinds for attention in LAYER_KINDS[kind])
+        return batch_size * (attentions + self.num_hidden_layers * (mlp_conv + torch.int64.itemsize))
 
 
 def check_config(config) -> None:

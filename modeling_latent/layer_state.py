@@ -98,7 +98,8 @@ class MemoryGrid(NamedTuple):
     readout: KeysValues  # (R, N, Hkv, M, d)
     conv_inputs: torch.Tensor | None  # (R, K - 1 + N C, D), all of them
 
-    def state_after(self, progress: Progress) -> MemoryState:
+    def state_at(self, progress: Progress) -> MemoryState:
+        """The state of sequences that stand there, among the slots of this grid."""
         chunk_size = self.chunks.keys.shape[3]
         chunk, in_progress = chunk_of(progress, chunk_size)
         return MemoryState(
@@ -131,7 +132,7 @@ class LayerGrid(NamedTuple):
         _, chunks, chunk_size = self.layout.grid_shape
         return LayerState(
             None if self.windows is None else window_after(self.windows, progress, chunk_size),
-            None if self.memory is None else self.memory.state_after(progress),
+            None if self.memory is None else self.memory.state_at(progress),
             last_inputs(self.mlp_conv_inputs, chunks * chunk_size, progress),
             progress.seen,
         )

@@ -73,7 +73,7 @@ from .attention_maps import (
 from .cache_name import CACHE_NAME, cache_of, one_cache, refuse_other_names
 from .checkpoint_files import CheckpointFilesMixin
 from .chunk_layout import GridLayout, StepLayout, bidirectional_layout, grid_layout, step_layout
-from .configuration_latent import LatentAttentionConfig, check_config
+from .configuration_latent import LAYER_KINDS, LatentAttentionConfig, check_config
 from .context_parallel import RankGroup, check_context_parallel, check_logits_to_keep, own_tokens, shard_layout
 from .generation import LatentAttentionGenerationMixin
 from .labels import (
@@ -135,10 +135,10 @@ class LatentAttentionDecoderLayer(GradientCheckpointingLayer):
         self.config = config
         self.layer_idx = layer_idx
         self.kind = config.layer_kinds[layer_idx]
-        if self.kind != "latent":
+        if "local_attention" in LAYER_KINDS[self.kind]:
             self.local_norm = make_norm(config)
             self.local_attention = LocalAttention(config)
-        if self.kind != "local":
+        if "latent_attention" in LAYER_KINDS[self.kind]:
             self.latent_attention = ChunkedLatentAttention(config)
         self.mlp_norm = make_norm(config)
         self.mlp = GatedMLP(config)
@@ -156,12 +156,13 @@ class LatentAttentionDecoderLayer(GradientCheckpointingLayer):
         cache_layer = None if cache is None else cache.layers[self.layer_idx]
         no_state = cache_layer is None or cache_layer.state is None
         window, memory, conv_inputs, _ = (None,) * 4 if no_state else cache_layer.state
-        if self.kind != "latent":
+        # From here on a part's grid, or after a step its new state, goes by the name of the state that it comes from.
+        if "local_attention" in LAYER_KINDS[self.kind]:
             attended, _, window = self.local_attention(
                 self.local_norm(hidden_states), layout, position_embeddings, attention_mask, window
             )
             hidden_states = hidden_states + attended
-        if self.kind != "local":
+        if "latent_attention" in LAYER_KINDS[self.kind]:
             hidden_states, memory = self.latent_attention(hidden_states, layout, memory)
         transformed, conv_inputs = self.mlp(self.mlp_norm(hidden_states), layout, conv_inputs)
         if cache_layer is not None:

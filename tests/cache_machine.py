@@ -59,7 +59,7 @@ FORWARD = {
 @st.composite
 def configurations(draw) -> dict:
     """Tiny ones, of all kinds of layers."""
-    pattern = draw(st.lists(st.sampled_from(LAYER_KINDS), min_size=1, max_size=3))
+    pattern = draw(st.lists(st.sampled_from(list(LAYER_KINDS)), min_size=1, max_size=3))
     chunk_size = draw(st.integers(1, 3))
     heads, key_value_heads = draw(HEADS)
     has_windows = set(pattern) != {"latent"}

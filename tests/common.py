@@ -54,7 +54,7 @@ every_pattern = pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTER
 
 def tiny_config(**overrides) -> LatentAttentionConfig:
     """
-    Two layers, of which the second has latents, 16 wide, chunks of 4 tokens, 3 latents; heads differ in number, and
+    Two layers, of which the first has latents, 16 wide, chunks of 4 tokens, 3 latents; heads differ in number, and
     convolutions in length.
     """
     settings = {**SIZES, "num_latents": 3, "chunk_size": 4, "mlp_conv_kernel_size": 3}
