@@ -232,12 +232,13 @@ class LogitsTrainer(DistillationTrainer):
 
     def cut_window(self, layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Hide the chunk before the own one in some rows, whose memory has to tell what it says."""
-        mask, config = kwargs["attention_mask"], layer.config  # (B N, 1, C, S + 2C)
+        mask, config = kwargs["attention_mask"], layer.config  # (B N, 1, C, S + 2C), which is added to scores
         if self.cut_rows is not None:
             rows = self.cut_rows.repeat_interleave(mask.shape[0] // len(self.cut_rows))
             before = torch.arange(mask.shape[-1], device=mask.device) - config.num_sink_tokens
             before = (before >= 0) & (before < config.chunk_size)
-            kwargs["attention_mask"] = mask & ~(rows[:, None, None, None] & before)
+            hidden = rows[:, None, None, None] & before
+            kwargs["attention_mask"] = mask.masked_fill(hidden, torch.finfo(mask.dtype).min)
         return args, kwargs
 
     def draw_cut_rows(self, rows: int, device: torch.device) -> torch.Tensor | None:

@@ -90,7 +90,7 @@ BAD_FIELDS = {
     "mlp_conv_kernel_size": [-1, None, *NO_INTEGERS],
     "num_sink_tokens": [-1, 5, None, *NO_INTEGERS],
     "norm_eps": [0.0, *NO_NUMBERS],
-    "initializer_range": [0.0, *NO_NUMBERS],
+    "initializer_range": [0.0, *(value for value in NO_NUMBERS if value is not None)],
     "attention_dropout": [1.0, 1, *NO_NUMBERS],
     "max_chunk_repeats": [0, 0.5, *NO_NUMBERS],
     "is_causal": NO_BOOLS,
