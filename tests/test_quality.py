@@ -439,7 +439,7 @@ def test_the_reduced_form_is_named_and_its_points_can_be_built():
     for task in ablations.TASKS:
         points = ablations.task_points(ablations.FORMS["reduced"], task)
         sizes = [count_parameters(point["model"], point["shape"], point["settings"]) for point in points]
-        # Equal but for steps of the feed-forward width; an MLP is never narrower than twice the model.
+        # Equal except for steps of the feed-forward width; an MLP is never narrower than twice the model.
         assert max(sizes) / min(sizes) < 1.01
         assert all(p["shape"]["intermediate_size"] >= 2 * p["shape"]["hidden_size"] for p in points)
 
