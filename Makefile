@@ -21,7 +21,7 @@ demo: $(VENV)/train.stamp
 	$(PYTHON) examples/generate.py --checkpoint $(OUT) | tee -a $(OUT)/printed.txt
 	$(PYTHON) examples/recall.py | tee -a $(OUT)/printed.txt
 
-# The README's picture: what the latents of the demo's model attend to in a file of the standard library.
+# The picture in docs/training.md: what the latents of the demo's model attend to in a file of the standard library.
 picture: $(VENV)/train.stamp
 	$(PYTHON) examples/visualize.py $(OUT) --layer 1 --output_dir out/attention \
 		--text "$$($(PYTHON) -c 'import textwrap; print(textwrap.__file__)')"

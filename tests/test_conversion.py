@@ -34,7 +34,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import chat
 from benchmarks import record
 from benchmarks.conversion import __main__ as conversion
-from benchmarks.conversion import measure, recall, sources
+from benchmarks.conversion import measure, recall, sources, tables
 from test_from_llama import tiny_llama
 from test_heads import word_tokenizer
 
@@ -179,6 +179,11 @@ def test_the_benchmark_goes_on_where_it_stopped_and_reports_every_stage(folder, 
     assert windows[0]["loss"] != windows[1]["loss"]
     assert (tmp_path / "results" / "conversion_tiny.svg").is_file()
     assert "with latents, after stage 2" in capsys.readouterr().out
+
+
+def test_the_page_shows_what_was_measured():
+    shown = tables.render(record.read("conversion_full"))
+    assert f"<!-- conversion: start -->\n{shown}<!-- conversion: end -->" in PAGE.read_text(encoding="utf-8")
 
 
 def test_texts_to_train_on_have_chats_and_no_held_out_document(folder, tmp_path, monkeypatch):

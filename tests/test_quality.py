@@ -439,7 +439,7 @@ def test_the_reduced_form_is_named_and_its_points_can_be_built():
     for task in ablations.TASKS:
         points = ablations.task_points(ablations.FORMS["reduced"], task)
         sizes = [count_parameters(point["model"], point["shape"], point["settings"]) for point in points]
-        # Equal but for steps of the feed-forward width; an MLP is never narrower than twice the model.
+        # Equal except for steps of the feed-forward width; an MLP is never narrower than twice the model.
         assert max(sizes) / min(sizes) < 1.01
         assert all(p["shape"]["intermediate_size"] >= 2 * p["shape"]["hidden_size"] for p in points)
 
@@ -495,11 +495,12 @@ def said_of_recall() -> list[str]:
     return [
         f"16 of them recall {reduced[f'{IN_EVERY_LAYER}, 16']} after so short a training, 4 recall "
         f"{reduced[f'{IN_EVERY_LAYER}, 4']}, and the window alone {reduced['window alone']}",
-        f"14 recall {reduced[f'{WITH_WINDOW}, 14']} and 38 recall {reduced[f'{WITH_WINDOW}, 38']}; in the second only "
-        f"{reduced[f'{FROM_THE_SECOND}, 14']} and {reduced[f'{FROM_THE_SECOND}, 38']}",
-        f"recalls next to nothing ({small['window alone']}). From 8,464 numbers 4 latents in every layer and the "
-        f"window recall {small[f'{IN_EVERY_LAYER}, 4']}, from 8,440 numbers 14 in the first layer "
-        f"{small[f'{WITH_WINDOW}, 14']}, and in the second {small[f'{FROM_THE_SECOND}, 14']}",
+        f"14 recall {reduced[f'{WITH_WINDOW}, 14']} and 38 recall {reduced[f'{WITH_WINDOW}, 38']}. With latents in "
+        f"the second layer only, 14 recall {reduced[f'{FROM_THE_SECOND}, 14']} and 38 recall "
+        f"{reduced[f'{FROM_THE_SECOND}, 38']}",
+        f"recalls next to nothing ({small['window alone']}). With a window, 4 latents in every layer recall "
+        f"{small[f'{IN_EVERY_LAYER}, 4']} from a state of 8,464 numbers. From 8,440 numbers, 14 latents in the first "
+        f"layer recall {small[f'{WITH_WINDOW}, 14']}, and in the second layer {small[f'{FROM_THE_SECOND}, 14']}",
         f"8 of them recall {small[f'{ALONE}, 8']} from a state of 4,896 numbers, Mamba-2 "
         f"{small['Mamba-2, 16']} from 5,376",
     ]
@@ -509,9 +510,9 @@ def said_of_passkeys() -> list[str]:
     at_16, at_256 = (means_of("passkey_reduced", lambda unit, i=i: unit["by_length"][i]["accuracy"]) for i in (2, 3))
     repeated, plain, every = f"{WITH_WINDOW}, chunks repeated, 16", f"{WITH_WINDOW}, 16", f"{IN_EVERY_LAYER}, 16"
     return [
-        f"finds the number in 1,024 tokens in {at_16[repeated]} of the texts and in 16,384 in {at_256[repeated]}; "
-        f"without repeats in {at_16[plain]} and {at_256[plain]}, with latents in every layer in {at_16[every]} and "
-        f"{at_256[every]}"
+        f"finds the number in {at_16[repeated]} of the texts of 1,024 tokens and in {at_256[repeated]} of those of "
+        f"16,384. Without repeats it finds {at_16[plain]} and {at_256[plain]}, and with latents in every layer, which "
+        f"had no repeats either, {at_16[every]} and {at_256[every]}"
     ]
 
 
@@ -522,11 +523,12 @@ def said_of_language_models() -> list[str]:
 
     within, end = "loss_in_training_length", "loss_at_the_end"
     return [
-        f"{behind('reduced', WITH_WINDOW, within):.2f} nats per byte behind the window alone at equal size, with "
-        f"latents in every layer {behind('reduced', IN_EVERY_LAYER, within):.2f}",
-        f"Latents in every layer, beside the window, are {behind('medium', IN_EVERY_LAYER, within):.3f} nats behind "
-        f"the window alone within the length of training and {behind('medium', IN_EVERY_LAYER, end):.3f} behind at "
-        "the end of texts 16 times as long",
+        f"the loss is {behind('reduced', WITH_WINDOW, within):.2f} nats per byte higher with latents in every second "
+        f"layer than with the window alone, and {behind('reduced', IN_EVERY_LAYER, within):.2f} higher with latents "
+        "in every layer",
+        f"With latents in every layer and the window, the loss is {behind('medium', IN_EVERY_LAYER, within):.3f} nats "
+        f"higher than with the window alone within the length of training, and "
+        f"{behind('medium', IN_EVERY_LAYER, end):.3f} higher at the end of texts 16 times as long",
     ]
 
 

@@ -43,7 +43,7 @@ PROMPT = "w05 w09 w02 w17 w04 w08"
 
 
 def constraints_for(version: str) -> str:
-    """constraints.txt where it is for this version of transformers. An older one has other needs, but for torch."""
+    """constraints.txt where it is for this version of transformers. An older one has other needs, except for torch."""
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines(keepends=True)
     if any(line.strip() == f"transformers=={version}" for line in lines):
         return "".join(lines)

@@ -320,7 +320,7 @@ def test_distances_count_the_second_half_of_the_text(maps, outputs):
     second_half = range(length // 2, length)
     expected = sum(local[t, SINKS + CHUNK + t % CHUNK - 3] for t in second_half) / len(second_half)
     torch.testing.assert_close(masses["local attention"][3], expected, atol=1e-6, rtol=0)
-    # Nothing is as far away as the first token but the sink that it is.
+    # Nothing is as far away as the first token except the sink that it is.
     torch.testing.assert_close(masses["local attention"][-1], local[-1, 0] / len(second_half), atol=1e-6, rtol=0)
     for mass in masses.values():
         assert mass.sum().item() == pytest.approx(1, abs=1e-5)

@@ -69,16 +69,21 @@ def plot(result: dict, figure: Figure) -> None:
     axes.legend()
 
 
+def render(result: dict | None) -> str:
+    """What the page shows."""
+    if result is None:
+        return "Not measured yet: `make convert` writes it, in about a day on two CPU cores.\n"
+    return f"{caption(result)}\n{loss_table(result)}\n{recall_table(result)}"
+
+
 def main(name: str = "conversion_full") -> None:
     """Print the tables, and draw the figure; the tables of the full form go into the page, too."""
     result = record.read(name)
-    if result is None:
-        raise SystemExit(f"{record.RESULTS / name}.json is not there yet: `make convert` writes it.")
-    tables = f"{caption(result)}\n{loss_table(result)}\n{recall_table(result)}"
-    print(tables)
-    report.draw(partial(plot, result), record.RESULTS / f"{name}.svg", size=(9, 5))
+    print(render(result))
+    if result is not None:
+        report.draw(partial(plot, result), record.RESULTS / f"{name}.svg", size=(9, 5))
     if name == "conversion_full":
-        page = report.fill_in(PAGE.read_text(encoding="utf-8"), "conversion", tables)
+        page = report.fill_in(PAGE.read_text(encoding="utf-8"), "conversion", render(result))
         PAGE.write_text(page, encoding="utf-8")
 
 

@@ -82,7 +82,7 @@ def overview(result: dict) -> str:
     """Ours divided by Llama, a row for each measure."""
     curves = {measure: [curve(result, measure, model) for model in (OURS, FULL)] for measure in measured(result)}
     lengths = sorted({length for ours, _ in curves.values() for length in ours})
-    header = ["ours ÷ Llama, at tokens", *(f"{length:,}" for length in lengths)]
+    header = ["ours ÷ Llama, by tokens of text", *(f"{length:,}" for length in lengths)]
     rows = [[TITLES[measure], *ratio_cells(ours, llama, lengths)] for measure, (ours, llama) in curves.items()]
     return report.markdown([header, *rows])
 

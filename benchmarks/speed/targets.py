@@ -22,7 +22,7 @@ from .models import FULL, OURS
 
 
 class Target(NamedTuple):
-    """What a measure shall be, fixed before it was first taken."""
+    """What a measure shall be in version 0.2.0, fixed before anything was measured against it."""
 
     measure: str
     value: Callable[[dict], float]  # of a result; `KeyError` where it was not measured
