@@ -38,6 +38,8 @@ from modeling_latent import LatentAttentionConfig, LatentAttentionForCausalLM, L
 from modeling_latent.cache_name import cache_of
 
 
+pytestmark = pytest.mark.quick
+
 README = Path(summary.__file__).parent / "README.md"
 
 

@@ -124,6 +124,7 @@ def test_1_model_and_all_gradients_equal_the_reference(
     )
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("is_causal", [True, False])
 @pytest.mark.parametrize("layer_pattern", LAYER_PATTERNS, ids="-".join)
 def test_1_every_pattern_equals_the_reference(layer_pattern, is_causal):
@@ -158,6 +159,7 @@ def test_1_rotary_embeddings_as_in_llama_3_equal_the_reference(is_causal):
         torch.testing.assert_close(step_by_step(model, input_ids, [19] + [1] * 21), expected, **CLOSE)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("norm_type", ["layer_norm", "rms_norm"])
 @pytest.mark.parametrize("is_causal", [True, False])
 def test_1_layer_alone_equals_the_reference(is_causal, norm_type):
@@ -240,6 +242,7 @@ def test_1_a_chunk_of_extreme_scores_is_read_whole(peak):
 # 2. Causality
 
 
+@pytest.mark.quick
 @every_model
 @pytest.mark.parametrize("length", [45, 48])
 def test_2_a_token_changes_nothing_before_it_and_something_far_after_it_is_remembered(length, overrides):
@@ -260,6 +263,7 @@ def test_2_a_token_changes_nothing_before_it_and_something_far_after_it_is_remem
 # 3. Continuation
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "pieces", [[1] * 21, [9] + [1] * 12, [4, 4, 4, 4, 5], [1, 2, 3, 5, 10], [8, 13], [13, 8], [20, 1]]
 )
@@ -298,6 +302,7 @@ def test_3_padding_may_come_with_any_piece(overrides):
 # 4. Padding
 
 
+@pytest.mark.quick
 @every_model
 @pytest.mark.parametrize("is_causal", [True, False])
 def test_4_padding_anywhere_leaves_a_row_as_it_is_alone(is_causal, overrides):
@@ -365,6 +370,7 @@ def test_4_right_padding_without_a_mask_changes_no_real_logit():
 # 5. Packing
 
 
+@pytest.mark.quick
 @every_model
 @pytest.mark.parametrize("is_causal", [True, False])
 def test_5_packed_documents_give_the_logits_and_gradients_of_each_alone(is_causal, overrides):
@@ -524,6 +530,7 @@ def test_5_packed_documents_leave_the_state_of_the_last_one_alone(last, override
 
 
 # Back from the last of five chunks into every one before it: into the first with 15 and 16 of 19 tokens.
+@pytest.mark.quick
 @pytest.mark.parametrize("removed", [0, 1, 2, 3, 5, 8, 12, 15, 16])
 @pytest.mark.parametrize("pieces", [[16], [1] * 16, [5, 1, 1, 9]])
 @every_model
@@ -621,6 +628,7 @@ every_batch_operation = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.quick
 @every_model
 @every_batch_operation
 def test_7_batch_operations_move_whole_rows(change, rows, overrides):
@@ -711,6 +719,7 @@ def test_8_the_cache_has_the_bytes_of_the_formula_after_64_and_after_65536_token
     assert max(sizes) - min(sizes) < 300  # numbers that say how many tokens there were
 
 
+@pytest.mark.quick
 @every_model
 @torch.no_grad()
 def test_8_every_tensor_of_a_state_owns_its_storage(overrides):

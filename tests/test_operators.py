@@ -13,12 +13,15 @@
 # limitations under the License.
 """How many operators a step of decoding runs: on a GPU, where each is a launch, that is what a step costs."""
 
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from modeling_latent import LatentAttentionConfig, LatentAttentionForCausalLM
 
+
+pytestmark = pytest.mark.quick
 
 SHAPE = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 4}
 SHAPE |= {"num_key_value_heads": 2, "num_hidden_layers": 12}

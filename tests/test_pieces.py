@@ -22,6 +22,8 @@ from modeling_latent import pieces
 from test_contract import assert_same_state
 
 
+pytestmark = pytest.mark.quick
+
 PIECES_OF = 10  # tokens of all rows: of one row two chunks of 4 tokens go through at once, of two rows one chunk
 MASKS = {
     "none": torch.ones(2, 27, dtype=torch.long),
