@@ -16,8 +16,9 @@
     python -m benchmarks.quality.ablations                           # reduced, for two CPU cores
     python -m benchmarks.quality.ablations --form full --minutes 9   # one GPU; again until it is finished
 
-One part differs from the base in each row. The base has the default pattern; all rows have as many parameters as
-latents in every layer beside feed-forward layers twice the model's width, so that what a part costs is paid for.
+One part differs from the base in each row. The base has latents in the first of every two layers; all rows have as
+many parameters as latents in every layer beside feed-forward layers twice the model's width, so that what a part costs
+is paid for.
 """
 
 from . import figures, language_model, mqar
@@ -27,10 +28,12 @@ from .training import Job
 from .units import parse_arguments, sweep, write_table
 
 
+BASE = {"layer_pattern": ["both", "local"]}
 VARIANTS = {
     "base: both, local": {},
     "both": {"layer_pattern": ["both"]},
     "local, both": {"layer_pattern": ["local", "both"]},
+    "local, both, both, local": {"layer_pattern": ["local", "both", "both", "local"]},
     "local, local, both": {"layer_pattern": ["local", "local", "both"]},
     "local, both, local, local": {"layer_pattern": ["local", "both", "local", "local"]},
     "both, local, local, local": {"layer_pattern": ["both", "local", "local", "local"]},
@@ -86,7 +89,7 @@ def points(form: dict, task: str) -> list[dict]:
     shape["num_hidden_layers"] = form["layers"]
     recipe = {**recipe, **TASKS[task].recipe_of(form[task]), "task": task, "model": "latents_and_window"}
     parameters = count_parameters("latents_in_every_layer", shape, base)
-    rows = [(variant, {**base, **VARIANTS[variant]}) for variant in form["variants"]]
+    rows = [(variant, {**base, **BASE, **VARIANTS[variant]}) for variant in form["variants"]]
     return [
         {
             **recipe,
