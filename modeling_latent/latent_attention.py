@@ -25,6 +25,7 @@ from .configuration_latent import LatentAttentionConfig, check_config
 from .layer_state import KeysValues, MemoryGrid, MemoryState, map_tensors, update_rows
 from .model_inputs import check_attention_mask, check_tokens
 from .prefix_statistics import (
+    LEAST_TOTAL,
     Statistics,
     chunk_scores,
     chunk_statistics,
@@ -198,7 +199,7 @@ class ChunkedLatentAttention(nn.Module):
             visible = visible & (ids[:, :, None] == ids[:, None, :])
         peak, total, _ = (tensor[..., None, None] for tensor in grid.statistics)  # (R, N, H, M, 1, 1)
         scores = (scores.movedim(1, 3)[:, None] - peak).masked_fill(~visible[:, :, None, None, :, None], -torch.inf)
-        return (scores.exp() / total.clamp(min=1)).to(keys.dtype)  # (R, N, H, M, N, C)
+        return (scores.exp() / total.clamp(min=LEAST_TOTAL)).to(keys.dtype)  # (R, N, H, M, N, C)
 
     def compressed(self, out: torch.Tensor) -> torch.Tensor:
         """z1 `(..., M, D)` from what was read, `(..., H, M, d)`. Latents that read nothing stay as they are."""

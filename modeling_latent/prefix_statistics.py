@@ -50,6 +50,9 @@ class Statistics(NamedTuple):
 # peak of a span without tokens. It stands for -inf, and is finite so that the difference of two of them is 0 rather
 # than NaN. Its total and out are 0, so merging it with anything is the identity, forward and backward.
 EMPTY = -1e30
+# A total is 0, of no token, or at least 1. It is divided by no less than this, which changes only what is empty.
+# A bound of 1 would stop the gradient of a single token in PyTorch 2.14, where `clamp` has none at its bound.
+LEAST_TOTAL = 0.5
 # Chunks merged at once. The weights of one block are a (BLOCK + 1) x (BLOCK + 1) matrix per head and latent; blocks
 # follow one another, so memory stays linear in the number of chunks.
 BLOCK = 32
@@ -109,7 +112,7 @@ def merge(a: Statistics, b: Statistics) -> Statistics:
     peak = torch.maximum(a.peak, b.peak)
     total_b = (b.peak - peak).exp() * b.total
     total = (a.peak - peak).exp() * a.total + total_b
-    share = total_b / total.clamp(min=1)  # 0 where both are empty
+    share = total_b / total.clamp(min=LEAST_TOTAL)  # 0 where both are empty
     return Statistics(peak, total, a.out + share[..., None] * (b.out - a.out))
 
 
@@ -166,5 +169,5 @@ def merge_visible(items: Statistics, visible: torch.Tensor) -> Statistics:
     total = weights.sum(-1)  # (R, H, M, i)
     with torch.autocast(items.out.device.type, enabled=False):  # which would make a product of float32 one of bfloat16
         # Shares that sum to one, so that nothing grows or fades from block to block.
-        out = (weights / total.clamp(min=1)[..., None]) @ items.out.movedim(1, -2)  # (R, H, M, i, d)
+        out = (weights / total.clamp(min=LEAST_TOTAL)[..., None]) @ items.out.movedim(1, -2)  # (R, H, M, i, d)
     return Statistics(*(tensor.movedim(3, 1) for tensor in (peak, total, out)))
