@@ -15,6 +15,7 @@
 The suite's core under other versions of torch and transformers, and the table of it in docs/compatibility.md.
 
     make test-matrix
+    PYTHONPATH=. python tests/matrix.py 5    # the fifth pair alone; what was measured of the others stays
 
 Each pair of versions has an environment of its own under `.cache/venvs`. What can't be installed, or fails, is in the
 table as well.
@@ -76,14 +77,19 @@ def run_pair(transformers: str, torch: str) -> dict:
         outcome = {"error": "could not be installed"}
     except (subprocess.TimeoutExpired, FileNotFoundError):
         outcome = {"error": "did not end"}
-    return {"transformers": transformers, "torch": torch, **outcome}
+    return {
+        "transformers": transformers,
+        "torch": torch,
+        "date": date.today().isoformat(),
+        "revision": revision(),
+        **outcome,
+    }
 
 
 def table(results: dict) -> str:
-    lines = [
-        f"`make test-matrix`, {results['date']}, {code_at([results['revision']])}; Python {results['python']}.",
-        "",
-    ]
+    days = ", ".join(sorted({pair["date"] for pair in results["pairs"]}))
+    revisions = code_at(pair["revision"] for pair in results["pairs"])
+    lines = [f"`make test-matrix`, {days}, {revisions}; Python {results['python']}.", ""]
     lines += ["| transformers | torch | passed | skipped | failed |", "|---|---|---:|---:|---|"]
     for pair in results["pairs"]:
         versions = f"| {pair['transformers']} | {pair['torch']} |"
@@ -95,14 +101,17 @@ def table(results: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
+def main(numbers: list[str]) -> None:
+    """Run the pairs of these numbers, counted from 1, or all."""
+    chosen = [int(number) - 1 for number in numbers] or range(len(PAIRS))
+    pairs = json.loads(RESULTS.read_text(encoding="utf-8"))["pairs"] if numbers else [{}] * len(PAIRS)
     with ThreadPoolExecutor(2) as pool:  # as many as there are cores, each with a thread
-        pairs = list(pool.map(run_pair, *zip(*PAIRS, strict=True)))
-    python = ".".join(map(str, sys.version_info[:3]))
-    results = {"date": date.today().isoformat(), "revision": revision(), "python": python, "pairs": pairs}
+        for index, outcome in zip(chosen, pool.map(lambda index: run_pair(*PAIRS[index]), chosen), strict=True):
+            pairs[index] = outcome
+    results = {"python": ".".join(map(str, sys.version_info[:3])), "pairs": pairs}
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(fill_in(PAGE.read_text(encoding="utf-8"), "matrix", table(results)), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
