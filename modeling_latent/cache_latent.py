@@ -101,7 +101,8 @@ class LatentAttentionCacheLayer(CacheLayerMixin):
         """Take over what the parts of a layer leave after a forward: their grids, or after a step their states."""
         if isinstance(layout, StepLayout):
             grid, tokens = None, 1
-            state = LayerState(window, memory, mlp_conv_inputs, layout.tokens_after.clone())  # of its own
+            tokens_seen = layout.tokens_after.clone()  # the layout's tensor is shared by all layers
+            state = LayerState(window, memory, mlp_conv_inputs, tokens_seen)
         else:
             grid, tokens = LayerGrid(window, memory, mlp_conv_inputs, layout), layout.progress.seen.shape[1]
             state = grid.state_after(tokens - 1)

@@ -156,16 +156,17 @@ def grid_layout(
     first_index = (past - 1).clamp(min=0) // chunk_size  # (B,), of a row's first chunk, which may be in the cache
     chunk_index = _chunk_index(chunk.where(opens_chunk, chunks), chunks, place // chunk_size, first_index)
     gather = _gather_indices(slot, valid, (batch, chunks, chunk_size))
-    packed = {}
+    sequence_ids = places = None
     if starts is not None:
+        sequence_ids = (chunk_index == 0).cumsum(1)
         places = place.clamp(min=0).flatten()[gather["indices"].slot_tokens].view(batch, chunks, chunk_size)
-        packed = {"sequence_ids": (chunk_index == 0).cumsum(1), "places": places}
     return GridLayout(
         batch_shape,
         (batch, chunks, chunk_size),
         chunk_index,
         **gather,
-        **packed,
+        sequence_ids=sequence_ids,
+        places=places,
         filled=None if tokens_seen is None else filled,
         progress=_progress(slot, place, valid, filled, past) if with_cache else None,
     )
@@ -237,6 +238,12 @@ def _plain_layout(batch_shape, chunk_size: int, device, with_cache: bool) -> Gri
     return GridLayout(batch_shape, (batch, chunks, chunk_size), chunk_index, slot_valid, progress=progress)
 
 
+def last_real(valid: torch.Tensor) -> torch.Tensor:
+    """The place in its row of the last real token up to each one, `(B, T)`; -1 in front of the first."""
+    order = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
+    return running_max(torch.where(valid, order, -1))
+
+
 def _places(valid, starts) -> torch.Tensor:
     """Every real token's place in its sequence, `(B, T)`."""
     rank = valid.cumsum(1) - 1  # order among the row's real tokens
@@ -252,12 +259,13 @@ def _slots_in_own_chunks(place, valid, filled, chunk_size: int) -> torch.Tensor:
 
 def _slots_of_documents(place, valid, chunk_size: int) -> tuple[torch.Tensor, int]:
     """
-    The slots of packed documents' tokens in their rows, `(B, T)`, and how many chunks the fullest row has. It waits
-    for the device, once a forward: how many chunks there are depends on the data.
+    The slots of packed documents' tokens in their rows, `(B, T)`, and how many chunks the fullest row has. This waits
+    for the device once, for the lengths of the documents: how many chunks there are depends on them.
     """
     document = ((valid & (place == 0)).cumsum(1) - 1).clamp(min=0)  # (B, T)
-    lengths = place.new_zeros(place.shape[0], int(document.max()) + 1).scatter_add(1, document, valid.to(place.dtype))
-    rows = [first_slots(row, chunk_size) for row in lengths.tolist()]
+    lengths = torch.zeros_like(place).scatter_add(1, document, valid.to(place.dtype)).cpu()  # (B, T), 0 of no document
+    most = max(int((lengths > 0).sum(1).max()), 1)
+    rows = [first_slots(row, chunk_size) for row in lengths[:, :most].tolist()]
     first = torch.tensor([row[:-1] for row in rows], device=place.device)  # (B, documents)
     slot = (first.gather(1, document) + place).clamp(min=0)
     return slot, chunks_of(max(row[-1] for row in rows), chunk_size)
@@ -265,9 +273,9 @@ def _slots_of_documents(place, valid, chunk_size: int) -> tuple[torch.Tensor, in
 
 def first_slots(lengths: list[int], chunk_size: int) -> list[int]:
     """
-    Where documents of these lengths begin in their row, and at the end how many slots they fill. One after the other
-    starts at the next chunk, or, if it fits into the rest of a chunk, there, unless a longer document ends in it:
-    documents that share a chunk read latents that have read nothing.
+    Where documents of these lengths begin in their row, and as a last number how many slots they fill. A document
+    begins right behind the one before it if both are no longer than a chunk and the chunk has room for it, otherwise
+    with a chunk of its own: all tokens of a chunk read the same latents, and those of shared chunks have read nothing.
     """
     slots, end = [], 0
     for length in lengths:
@@ -307,8 +315,7 @@ def _gather_indices(slot, valid, grid_shape, per_row: bool = True) -> dict:
 
 def _progress(slot, place, valid, filled, past) -> Progress:
     """Where each sequence stands after every token. Padding changes nothing."""
-    order = torch.arange(slot.shape[1], device=slot.device).expand_as(slot)
-    last = running_max(torch.where(valid, order, -1))  # the last real token so far, -1 before the first
+    last = last_real(valid)
     end = torch.where(last < 0, filled[:, None], slot.gather(1, last.clamp(min=0)) + 1)
     seen = torch.where(last < 0, past[:, None], place.gather(1, last.clamp(min=0)) + 1)
     return Progress(end, seen)

@@ -44,8 +44,8 @@ def rotary_frequencies(config: LatentAttentionConfig, device: torch.device, dtyp
 
 def rotary_embedding(config: LatentAttentionConfig, length: int, like: torch.Tensor) -> torch.Tensor:
     """
-    Cosines and sines `(2, length, d)` of the rotary position embedding for a window's slots: each angle twice, as it
-    turns one number of either half of a head, and the sines of the first half negative, see `rotate`.
+    Cosines and sines `(2, length, d)` of the rotary position embedding for a window's slots. Each angle stands there
+    twice, as it turns a number in either half of a head; the sines of the first half are negative, as `rotate` needs.
 
     Made anew in each forward, a few thousand numbers: a buffer would have to survive every way of loading.
     """
@@ -122,7 +122,8 @@ def visible_in_window(
     """
     `(X, N, Q, S + 2C)`, for queries in the slots `(X or 1, 1, Q)` of chunks with these numbers `(X, N)`: the chunk
     before if there is one, the own chunk up to the query, and from the third chunk on the sinks, which until then are
-    in the window. Of a chunk that several documents share, the own one: as many slots back as the query's place.
+    in the window. In a chunk that packed documents share, a query looks back no further than its own document goes,
+    which is as many slots as its place `(X, N, Q)` there.
     """
     order = torch.arange(config.chunk_size, device=chunk_index.device)
     shape = (*chunk_index.shape, query_slots.shape[-1])

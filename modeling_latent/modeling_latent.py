@@ -156,7 +156,8 @@ class LatentAttentionDecoderLayer(GradientCheckpointingLayer):
         cache_layer = None if cache is None else cache.layers[self.layer_idx]
         no_state = cache_layer is None or cache_layer.state is None
         window, memory, conv_inputs, _ = (None,) * 4 if no_state else cache_layer.state
-        # From here on a part's grid, or after a step its new state, goes by the name of the state that it comes from.
+        # Each part returns what it computed for every chunk, or after a step its new state. Both take the name of the
+        # old state.
         if "local_attention" in LAYER_KINDS[self.kind]:
             attended, _, window = self.local_attention(
                 self.local_norm(hidden_states), layout, position_embeddings, attention_mask, window
@@ -346,8 +347,8 @@ class LatentAttentionModel(LatentAttentionPreTrainedModel):
 
     def run_pieces(self, inputs_embeds, valid, cache: Cache | None, length: int) -> LatentAttentionModelOutput:
         """
-        Run the layers on `length` tokens of each row after the other, as a caller does who passes a long row in
-        pieces: nothing is computed for more tokens at once.
+        Run the layers on long rows, `length` tokens of each at a time, through a cache: as for a caller who passes the
+        pieces one by one.
         """
         pieces = DynamicCache(config=self.config) if cache is None else cache
         hidden_states = []

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from .cache_name import CACHE_NAME
-from .chunk_layout import running_max
+from .chunk_layout import last_real
 from .tensor_checks import described, refuse, shape_of, tensor_shape
 
 
@@ -130,6 +130,5 @@ def real_before(values: torch.Tensor, valid: torch.Tensor | None, none: int) -> 
     """The value of the last real token in front of each one, `(B, T)`; `none` where there is none."""
     if valid is None:
         return nn.functional.pad(values[:, :-1], (1, 0), value=none)
-    order = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
-    last = nn.functional.pad(running_max(torch.where(valid, order, -1))[:, :-1], (1, 0), value=-1)
+    last = nn.functional.pad(last_real(valid)[:, :-1], (1, 0), value=-1)
     return values.expand_as(valid).gather(1, last.clamp(min=0)).masked_fill(last < 0, none)

@@ -16,18 +16,19 @@ Long rows without gradients, in pieces.
 
 A forward over a whole row holds what every layer computes for all of its tokens. Where nothing is kept for a backward,
 the same numbers come from one piece of the row after another, each continuing the state that the last one left. Then
-memory is that of a piece, whatever the length of the row.
+the layers need the memory of a piece, whatever the length of the row.
 """
 
 import torch
 from transformers.utils.import_utils import is_tracing
 
-from .chunk_layout import running_max
+from .chunk_layout import last_real
 from .configuration_latent import LatentAttentionConfig
 
 
-# Tokens of all rows that go through at once. Their tensors stay below 32 MiB on a CPU, from which on the system gives
-# every tensor fresh pages, and are large enough to keep a GPU busy.
+# How many tokens of all rows go through at once. On a CPU this keeps most tensors below 32 MiB: to larger ones the C
+# library gives fresh pages each time, which cost time. On a GPU, where nothing has been measured, pieces are larger,
+# as it needs much work at once to be busy.
 PIECE, PIECE_ON_GPU = 4096, 32768
 
 
@@ -55,7 +56,6 @@ def of_last_real_token(hidden_states: torch.Tensor, valid: torch.Tensor | None) 
     """
     if valid is None:
         return hidden_states
-    order = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
-    last = running_max(torch.where(valid, order, -1))[..., None]  # (B, T, 1)
+    last = last_real(valid)[..., None]  # (B, T, 1)
     gathered = hidden_states.gather(1, last.clamp(min=0).expand_as(hidden_states))
     return gathered.masked_fill(last < 0, 0)

@@ -48,8 +48,8 @@ class TokenConv(nn.Conv1d):
 
     def convolve_step(self, tokens, layout: StepLayout, cached: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Take a product of K inputs and K weights per number: the operator for whole sequences takes many times as long
-        for a single token.
+        Multiply the last K inputs by the K weights of each channel. The operator for whole sequences takes many times
+        as long for a single token.
         """
         inputs = torch.cat([cached, tokens], dim=1)  # (B, K, D)
         weight = self.weight.transpose(1, 2)  # (D, K, 1)
@@ -68,13 +68,15 @@ class TokenConv(nn.Conv1d):
 
     def convolve_documents(self, inputs: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """
-        Convolve packed documents: `inputs` `(R, K - 1 + N C, D)`, of which a token at `places` `(R, N C)` of its
-        document reads no more than are in it. One product for each distance back, as the operator knows no documents.
+        Convolve packed documents, of `inputs` `(R, K - 1 + N C, D)`. A token reads no further back than to the start
+        of its document, where it has the place `places` `(R, N C)`. The operator for whole sequences knows no
+        documents, so there is a product here for each distance back.
         """
-        slots, convolved = places.shape[1], self.bias
-        for back, weight in enumerate(self.weight[:, 0].flip(1).unbind(1)):  # (D,), of the token itself first
-            start = inputs.shape[1] - slots - back
-            read = inputs[:, start : start + slots].masked_fill((places < back)[..., None], 0)  # (R, N C, D)
+        own, *earlier = self.weight[:, 0].flip(1).unbind(1)  # (D,) each: of the token itself, of the one before, ...
+        first = len(earlier)  # where the tokens begin among the inputs
+        convolved = torch.addcmul(self.bias, inputs[:, first:], own)  # (R, N C, D)
+        for back, weight in enumerate(earlier, start=1):
+            read = inputs[:, first - back : inputs.shape[1] - back].masked_fill((places < back)[..., None], 0)
             convolved = torch.addcmul(convolved, read, weight)
         return convolved
 

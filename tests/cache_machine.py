@@ -62,7 +62,7 @@ def configurations(draw) -> dict:
     pattern = draw(st.lists(st.sampled_from(list(LAYER_KINDS)), min_size=1, max_size=3))
     chunk_size = draw(st.integers(1, 3))
     heads, key_value_heads = draw(HEADS)
-    has_windows = set(pattern) != {"latent"}
+    has_windows = any("local_attention" in LAYER_KINDS[kind] for kind in pattern)
     return {
         "vocab_size": VOCABULARY,
         "hidden_size": 8,

@@ -18,13 +18,13 @@ import torch
 from transformers import DynamicCache
 
 from common import CLOSE, double_model, every_pattern, random_ids
-from modeling_latent import pieces
+from modeling_latent import LatentAttentionModel, pieces
 from test_contract import assert_same_state
 
 
 pytestmark = pytest.mark.quick
 
-PIECES_OF = 10  # tokens of all rows: of one row two chunks of 4 tokens go through at once, of two rows one chunk
+PIECE = 10  # tokens: with chunks of 4, two chunks of a single row make a piece, or one chunk of each of two rows
 MASKS = {
     "none": torch.ones(2, 27, dtype=torch.long),
     "left": (torch.arange(27) >= torch.tensor([[0], [13]])).long(),
@@ -36,14 +36,12 @@ MASKS = {
 def forward(model, input_ids, cache=None, **arguments):
     cache = DynamicCache(config=model.config) if cache is None else cache
     with torch.no_grad():
-        return model.model(input_ids, cache=cache, output_hidden_states=False, **arguments).last_hidden_state, cache
+        return model.model(input_ids, cache=cache, **arguments).last_hidden_state, cache
 
 
 @pytest.fixture
 def run_lengths(monkeypatch) -> list[int]:
-    """How many slots or tokens of a row each run of the layers has had."""
-    from modeling_latent import LatentAttentionModel
-
+    """How many tokens of a row the layers were given, each time that they ran."""
     lengths, run_layers = [], LatentAttentionModel.run_layers
 
     def noted(self, layout, inputs_embeds, *arguments, **kwargs):
@@ -59,7 +57,7 @@ def run_lengths(monkeypatch) -> list[int]:
 def test_pieces_give_the_hidden_states_and_the_state_of_whole_rows(monkeypatch, run_lengths, pattern, mask):
     model, input_ids = double_model(**pattern), random_ids(2, 27)
     expected, expected_cache = forward(model, input_ids, attention_mask=mask)
-    monkeypatch.setattr(pieces, "PIECE", PIECES_OF)
+    monkeypatch.setattr(pieces, "PIECE", PIECE)
     hidden_states, cache = forward(model, input_ids, attention_mask=mask)
     assert run_lengths == [27, *[4] * 6, 3]
     torch.testing.assert_close(hidden_states, expected, **CLOSE)
@@ -70,7 +68,7 @@ def test_pieces_continue_from_a_cache_in_the_middle_of_a_chunk_and_can_be_undone
     model, input_ids = double_model(), random_ids(1, 30)
     _, before = forward(model, input_ids[:, :3])
     expected, after = forward(model, input_ids[:, 3:], cache=forward(model, input_ids[:, :3])[1])
-    monkeypatch.setattr(pieces, "PIECE", PIECES_OF)
+    monkeypatch.setattr(pieces, "PIECE", PIECE)
     before.activate_past_recording()
     hidden_states, cache = forward(model, input_ids[:, 3:], cache=before)
     assert run_lengths[-4:] == [8, 8, 8, 3]
@@ -81,7 +79,7 @@ def test_pieces_continue_from_a_cache_in_the_middle_of_a_chunk_and_can_be_undone
 
 
 def test_whole_rows_where_gradients_or_layers_are_wanted(monkeypatch, run_lengths):
-    monkeypatch.setattr(pieces, "PIECE", PIECES_OF)
+    monkeypatch.setattr(pieces, "PIECE", PIECE)
     model, input_ids = double_model(), random_ids(1, 30)
     model(input_ids, labels=input_ids).loss.backward()
     with torch.no_grad():
@@ -95,7 +93,7 @@ def test_generate_reads_a_long_prompt_in_pieces(monkeypatch, run_lengths):
     settings = {"attention_mask": torch.tensor([[0] * 12 + [1] * 18, [1] * 30]), "max_new_tokens": 6}
     settings |= {"do_sample": False, "pad_token_id": 0}
     expected = model.generate(input_ids, **settings)
-    monkeypatch.setattr(pieces, "PIECE", PIECES_OF)
+    monkeypatch.setattr(pieces, "PIECE", PIECE)
     run_lengths.clear()
     assert torch.equal(model.generate(input_ids, **settings), expected)
     assert run_lengths == [*[4] * 7, 2, *[1] * 5]

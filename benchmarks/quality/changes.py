@@ -26,6 +26,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from modeling_latent import LatentAttention, LatentAttentionConfig, LatentAttentionForCausalLM
 from modeling_latent.attention import MultiHeadAttention, branch_size, make_linear, make_norm
+from modeling_latent.configuration_latent import LAYER_KINDS
 from modeling_latent.latent_attention import ChunkedLatentAttention
 from modeling_latent.layer_state import KeysValues
 from modeling_latent.local_attention import rotate
@@ -141,7 +142,7 @@ class ChangedForCausalLM(LatentAttentionForCausalLM):
     def __init__(self, config: LatentAttentionConfig, make_layer: Callable):
         super().__init__(config)
         for index, kind in enumerate(config.layer_kinds):
-            if kind != "local":
+            if "latent_attention" in LAYER_KINDS[kind]:
                 self.model.layers[index] = make_layer(config, index)
         self.post_init()  # draws the weights of these layers
 

@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from modeling_latent import LatentAttentionConfig
+from modeling_latent.configuration_latent import LAYER_KINDS
 
 from .bench import Bench, forward, make_model, random_ids
 from .decoding import greedy_step, prefill_in_pieces
@@ -185,7 +186,8 @@ def decode_bytes(model: PreTrainedModel) -> float:
         per_chunk = ".latent_attention." in name and any(f".{part}" in name for part in ONCE_PER_CHUNK)
         weights += parameter.nbytes / (config.chunk_size if per_chunk else 1)
     # On average over a chunk, in all layers.
-    windows, memories = (sum(kind != other for kind in config.layer_kinds) for other in ("latent", "local"))
+    attentions = [attention for kind in config.layer_kinds for attention in LAYER_KINDS[kind]]
+    windows, memories = attentions.count("local_attention"), attentions.count("latent_attention")
     attended = windows * (1.5 * config.chunk_size + config.num_sink_tokens) + memories * config.num_latents
     pair = 2 * config.num_key_value_heads * config.head_dim * model.dtype.itemsize
     return weights + attended * pair
