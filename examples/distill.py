@@ -182,7 +182,7 @@ def unexplained(
         local, _, _ = layer.local_attention(layer.local_norm(states), layout, rotation, mask)
         missing = attended - layout.to_tokens(local)
     given, _ = layer.latent_attention(states + local, layout)
-    error = layout.to_tokens(given - states - local) - missing  # (B, T, D)
+    error = layout.to_tokens(given) - missing  # (B, T, D)
     return error.square().mean() / missing.square().mean()
 
 

@@ -22,6 +22,8 @@ import transformers
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
+from modeling_latent import LatentAttentionConfig
+
 from .checkpoint import Checkpoint, read_json
 from .errors import BadInput
 from .request import Request
@@ -118,7 +120,7 @@ def card_facts(request: Request, checkpoint: Checkpoint, model: torch.nn.Module)
         "load_line": load_line(request.repo_id, "COMMIT_HASH", checkpoint),
         "configuration": {name: getattr(config, name) for name in CARD_FIELDS},
         "has_windows": config.has_windows,
-        "latents_are_in": latents_are_in(config.layer_kinds),
+        "latents_are_in": latents_are_in(config),
         "parameters": model.num_parameters(),
         "dtype": str(dtype).removeprefix("torch."),
         "cache": [(tokens, config.state_bytes(1, dtype), llama_token * tokens) for tokens in CARD_CONTEXTS],
@@ -129,10 +131,10 @@ def card_facts(request: Request, checkpoint: Checkpoint, model: torch.nn.Module)
     }
 
 
-def latents_are_in(kinds: list[str]) -> str | None:
+def latents_are_in(config: LatentAttentionConfig) -> str | None:
     """Say in words which layers have latents; `None` if none has."""
-    layers = [index for index, kind in enumerate(kinds) if kind != "local"]
-    if len(layers) == len(kinds):
+    layers = config.layers_with_latents
+    if len(layers) == config.num_hidden_layers:
         return "every layer"
     return f"layers {', '.join(map(str, layers))} (counted from 0)" if layers else None
 

@@ -336,8 +336,13 @@ class LatentAttentionConfig(PreTrainedConfig):
         return any("local_attention" in LAYER_KINDS[kind] for kind in self.layer_kinds)
 
     @property
+    def layers_with_latents(self) -> list[int]:
+        """The numbers of the layers that have latents, counted from 0."""
+        return [index for index, kind in enumerate(self.layer_kinds) if "latent_attention" in LAYER_KINDS[kind]]
+
+    @property
     def has_latents(self) -> bool:
-        return any("latent_attention" in LAYER_KINDS[kind] for kind in self.layer_kinds)
+        return bool(self.layers_with_latents)
 
     @property
     def base_model_tp_plan(self) -> dict[str, str]:

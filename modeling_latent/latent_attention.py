@@ -23,7 +23,7 @@ from .attention import MultiHeadAttention, apply_linear, attention_mask_of, bran
 from .chunk_layout import GridLayout, StepLayout, bidirectional_layout, grid_layout
 from .configuration_latent import LatentAttentionConfig, check_config
 from .layer_state import KeysValues, MemoryGrid, MemoryState, map_tensors, update_rows
-from .model_inputs import check_attention_mask, check_tokens
+from .model_inputs import check_tokens, valid_of_single_sequences
 from .prefix_statistics import (
     LEAST_TOTAL,
     Statistics,
@@ -61,8 +61,8 @@ def init_weights(config: LatentAttentionConfig, module: nn.Module) -> None:
 
 class ChunkedLatentAttention(nn.Module):
     """
-    The memory of one layer: compression of the tokens into latents, refinement, retrieval, with residual connections
-    and norms of its own. It works on a chunk layout, which a model makes once for all its layers.
+    The memory of one layer: compression of the tokens into latents, refinement, retrieval, with norms of its own. It
+    returns `y - h`, which the layer adds, and works on a chunk layout, which a model makes once for all its layers.
 
     ```
     u  = token_norm(h)                                         h: (B, T, D)
@@ -97,17 +97,15 @@ class ChunkedLatentAttention(nn.Module):
             cached: the state that the tokens continue.
 
         Returns:
-            As `hidden_states`; and what the latents know at the start of every chunk of a grid, or the state after a
-            step. A bidirectional model, which continues nothing, has none.
+            What is to be added to `hidden_states`, of their shape; and what the latents know at the start of every
+            chunk of a grid, or the state after a step. A bidirectional model, which continues nothing, has none.
         """
         tokens = self.token_norm(hidden_states)
         if isinstance(layout, StepLayout):
-            read, state = self.read_step(tokens, layout, cached)
-        elif self.config.is_causal:
-            read, state = self.read_causal(tokens, layout, cached)
-        else:
-            read, state = self.read_both_ways(tokens, layout), None
-        return hidden_states + read, state
+            return self.read_step(tokens, layout, cached)
+        if self.config.is_causal:
+            return self.read_causal(tokens, layout, cached)
+        return self.read_both_ways(tokens, layout), None
 
     def read_causal(
         self, tokens: torch.Tensor, layout: GridLayout, cached: MemoryState | None
@@ -257,8 +255,8 @@ class ChunkedLatentAttention(nn.Module):
 
 class LatentAttention(ChunkedLatentAttention):
     """
-    Latent attention as a layer of any PyTorch model, without a cache: `(B, T, D) -> (B, T, D)`. Its parameters and its
-    mathematics are those of [`ChunkedLatentAttention`].
+    Latent attention as a layer of any PyTorch model, without a cache: `(B, T, D) -> (B, T, D)`, with the residual
+    connection. Its parameters and its mathematics are those of [`ChunkedLatentAttention`].
     """
 
     def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -271,8 +269,9 @@ class LatentAttention(ChunkedLatentAttention):
             `ValueError`: for hidden states that are not `(B, T, D)` or have no token, and a mask that is not `(B, T)`.
         """
         check_tokens(hidden_states, self.config.hidden_size)
-        valid = check_attention_mask(attention_mask, hidden_states, continued=False)
+        valid = valid_of_single_sequences(attention_mask, hidden_states)
         make_layout = grid_layout if self.config.is_causal else bidirectional_layout
         layout = make_layout(hidden_states.shape[:2], self.config.chunk_size, hidden_states.device, valid)
-        output, _ = super().forward(layout.to_slots(hidden_states), layout)
-        return layout.to_tokens(output)
+        slots = layout.to_slots(hidden_states)
+        read, _ = super().forward(slots, layout)
+        return layout.to_tokens(slots + read)

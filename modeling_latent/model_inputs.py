@@ -64,9 +64,9 @@ def check_tokens(hidden_states: torch.Tensor, hidden_size: int) -> None:
         )
 
 
-def check_attention_mask(attention_mask, inputs_embeds, continued: bool) -> torch.Tensor | None:
+def valid_of_single_sequences(attention_mask, inputs_embeds) -> torch.Tensor | None:
     """Read the mask of rows of one sequence each: which tokens are real, `(B, T)`, or `None` where all are."""
-    valid, documents = read_mask(attention_mask, inputs_embeds, continued)
+    valid, documents = read_mask(attention_mask, inputs_embeds, continued=False)
     if documents is not None:
         raise ValueError(
             "`attention_mask` numbers packed documents, but must be 0 for padding and 1 for tokens: a layer alone "

@@ -156,15 +156,16 @@ class LatentAttentionDecoderLayer(GradientCheckpointingLayer):
         cache_layer = None if cache is None else cache.layers[self.layer_idx]
         no_state = cache_layer is None or cache_layer.state is None
         window, memory, conv_inputs, _ = (None,) * 4 if no_state else cache_layer.state
-        # Each part returns what it computed for every chunk, or after a step its new state. Both take the name of the
-        # old state.
+        # Each part returns what it adds; and what it computed for every chunk, or after a step its new state, which
+        # takes the name of the old one.
         if "local_attention" in LAYER_KINDS[self.kind]:
             attended, _, window = self.local_attention(
                 self.local_norm(hidden_states), layout, position_embeddings, attention_mask, window
             )
             hidden_states = hidden_states + attended
         if "latent_attention" in LAYER_KINDS[self.kind]:
-            hidden_states, memory = self.latent_attention(hidden_states, layout, memory)
+            read, memory = self.latent_attention(hidden_states, layout, memory)
+            hidden_states = hidden_states + read
         transformed, conv_inputs = self.mlp(self.mlp_norm(hidden_states), layout, conv_inputs)
         if cache_layer is not None:
             cache_layer.update(window, memory, conv_inputs, layout, self.config)

@@ -173,7 +173,7 @@ def test_the_benchmark_goes_on_where_it_stopped_and_reports_every_stage(folder, 
     assert names == ["the Llama"]
     conversion.main(["--form", "tiny", "--output_dir", str(tmp_path / "work")])
     models = json.loads((tmp_path / "results" / "conversion_tiny.json").read_text())["models"]
-    assert len(models) == 7
+    assert len(models) == 8
     windows = models["window and sinks"], models["with latents, after stage 1"]
     assert windows[0]["loss"][0] == pytest.approx(models["the Llama"]["loss"][0], abs=1e-2)  # bfloat16
     assert windows[0]["loss"] != windows[1]["loss"]
@@ -182,7 +182,7 @@ def test_the_benchmark_goes_on_where_it_stopped_and_reports_every_stage(folder, 
 
 
 def test_the_page_shows_what_was_measured():
-    shown = tables.render(record.read("conversion_full"))
+    shown = tables.render(record.read(tables.measured()))
     assert f"<!-- conversion: start -->\n{shown}<!-- conversion: end -->" in PAGE.read_text(encoding="utf-8")
 
 

@@ -14,8 +14,9 @@
 """
 Convert a model, distill it in stages, and measure after each what it has won back.
 
-    python -m benchmarks.conversion                   # SmolLM2-135M: about 5 million tokens, a day on two CPU cores
+    python -m benchmarks.conversion                   # SmolLM2-135M, reduced to about two hours of two CPU cores
     python -m benchmarks.conversion --minutes 60      # stop after so long; the same command goes on from there
+    python -m benchmarks.conversion --form full       # about 5 million tokens: a day on two CPU cores
     python -m benchmarks.conversion --form tiny       # a rehearsal of a few steps
 
 What is done is kept in --output_dir and not done again. Result, tables and figure are written anew after each model.
@@ -40,6 +41,20 @@ from .sources import save_smollm2, save_texts
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FORMS = {
+    "reduced": {  # to what two CPU cores do in about two hours
+        "chunk_size": 64,
+        "latent_every": 2,
+        "block_size": 2048,
+        "rows_per_step": 1,
+        "steps": {"attention": 100, "logits": 120},  # 0.2 and 0.25 million tokens
+        "learning_rates": {"attention": 1e-3, "logits": 1e-5},
+        "window_dropout": 0.3,
+        "recall_documents": 600,  # about 0.6 of 6 million tokens
+        "edges": [0, 128, 256, 512, 1024, 2048, 4096, 8191],
+        "documents": 4,
+        "lengths": [2000, 4000],
+        "save_steps": 20,
+    },
     "full": {
         "chunk_size": 64,
         "latent_every": 2,
@@ -130,6 +145,9 @@ def models(folder: Path, form: dict, deadline: float):
     yield "window", convert("window_alone", folder, form, deadline, latent_every=0, num_sink_tokens=0)
     window = convert("window", folder, form, deadline, latent_every=0)
     yield "window and sinks", window
+    longer = 4 * form["chunk_size"]
+    name = f"window and sinks, chunks of {longer}"
+    yield name, convert("longer_window", folder, form, deadline, latent_every=0, chunk_size=longer)
     distill(
         "attention",
         convert("memory", folder, form, deadline),
@@ -175,7 +193,7 @@ def measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--form", choices=FORMS, default="full", help="how much is trained and measured")
+    parser.add_argument("--form", choices=FORMS, default="reduced", help="how much is trained and measured")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long")
     parser.add_argument("--output_dir", type=Path, default=Path("out/conversion"), help="for models and texts")
     args = parser.parse_args(argv)

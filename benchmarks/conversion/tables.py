@@ -51,7 +51,7 @@ def caption(result: dict) -> str:
     tokens = {stage: steps * form["rows_per_step"] * form["block_size"] for stage, steps in form["steps"].items()}
     return (
         f"Chunks of {form['chunk_size']} tokens, latents in one of every {form['latent_every']} layers; "
-        f"{tokens['attention'] / 1e6:.1f} million tokens in stage 1, {tokens['logits'] / 1e6:.1f} million in stage 2; "
+        f"{tokens['attention'] / 1e6:.2f} million tokens in stage 1, {tokens['logits'] / 1e6:.2f} million in stage 2; "
         f"{form['documents']} held-out documents. {environment['device']}, torch {environment['torch']}, transformers "
         f"{environment['transformers']}, {environment['date']}, {record.code_at([environment['revision']])}.\n"
     )
@@ -69,20 +69,26 @@ def plot(result: dict, figure: Figure) -> None:
     axes.legend()
 
 
+def measured() -> str:
+    """The name of the result that the page shows: of the full form, where that has been measured."""
+    return "conversion_full" if record.read("conversion_full") else "conversion_reduced"
+
+
 def render(result: dict | None) -> str:
     """What the page shows."""
     if result is None:
-        return "Not measured yet: `make convert` writes it, in about a day on two CPU cores.\n"
+        return "Not measured yet: `make convert` writes it, in about two hours on two CPU cores.\n"
     return f"{caption(result)}\n{loss_table(result)}\n{recall_table(result)}"
 
 
-def main(name: str = "conversion_full") -> None:
-    """Print the tables, and draw the figure; the tables of the full form go into the page, too."""
+def main(name: str | None = None) -> None:
+    """Print the tables, and draw the figure; the tables of what the page shows go into the page, too."""
+    name = name or measured()
     result = record.read(name)
     print(render(result))
     if result is not None:
         report.draw(partial(plot, result), record.RESULTS / f"{name}.svg", size=(9, 5))
-    if name == "conversion_full":
+    if name == measured():
         page = report.fill_in(PAGE.read_text(encoding="utf-8"), "conversion", render(result))
         PAGE.write_text(page, encoding="utf-8")
 
