@@ -33,9 +33,9 @@ from transformers import DynamicCache, StaticCache
 
 import reference
 from common import CLOSE, double_model
+from contract_cases import storage_bytes, tensors
 from modeling_latent.cache_latent import CROP_AGAIN
 from modeling_latent.configuration_latent import LAYER_KINDS
-from test_contract import storage_bytes, tensors
 
 
 VOCABULARY = 11

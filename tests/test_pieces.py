@@ -18,8 +18,8 @@ import torch
 from transformers import DynamicCache
 
 from common import CLOSE, double_model, every_pattern, random_ids
+from contract_cases import assert_same_state
 from modeling_latent import LatentAttentionModel, pieces
-from test_contract import assert_same_state
 
 
 pytestmark = pytest.mark.quick

@@ -36,8 +36,8 @@ from transformers import (
 
 from cache_machine import configurations
 from common import CLOSE, SIZES, random_ids, randomize, tiny_config
+from contract_cases import tensors
 from illegal_inputs import mistakes_of_forwards, what_is_wrong
-from test_contract import tensors
 
 
 HEADS = {  # and in which directions each reads
