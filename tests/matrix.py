@@ -42,7 +42,8 @@ PAIRS = [("5.17.0", "2.11.0"), ("5.20.0", "2.13.0"), ("5.23.0", "2.13.0"), ("5.2
 # What differs between the pairs: the rest of constraints.txt holds for all of them.
 OF_THE_PAIR = {"torch", "transformers", "huggingface_hub", "tokenizers", "safetensors", "setuptools"}
 TEST_PACKAGES = ["accelerate", "bitsandbytes", "datasets", "matplotlib", "peft", "pytest"]
-TESTS = ["configuration", "contract", "generation", "heads", "saving", "user_errors"]
+GENERATION = ["generation", "continuing", "static_cache", "assisted", "decoding_cost", "cache_errors", "input_errors"]
+TESTS = ["configuration", "contract", *GENERATION, "heads", "saving", "user_errors"]
 MINUTES = 20  # for the tests of a pair, which take about six
 
 
