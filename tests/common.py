@@ -80,6 +80,16 @@ def double_model(**overrides) -> LatentAttentionForCausalLM:
     return tiny_model(dtype=torch.float64, **overrides)
 
 
+def one_layer(**overrides) -> LatentAttentionForCausalLM:
+    """With both attentions: what is compiled or traced is then small, and has everything."""
+    return tiny_model(num_hidden_layers=1, layer_pattern=["both"], **overrides)
+
+
+def in_direction(is_causal: bool) -> dict:
+    """What is read in both directions has no sinks."""
+    return {"is_causal": is_causal, "num_sink_tokens": 2 if is_causal else 0}
+
+
 def random_ids(*shape: int, vocab_size: int = 31, seed: int = 1) -> torch.Tensor:
     """Token ids without 0 and 1, which tests take for padding and end of text."""
     return torch.randint(2, vocab_size, shape, generator=torch.Generator().manual_seed(seed))

@@ -11,11 +11,15 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""transformers' own exporters, to `torch.export` and ONNX, and the engines that must not take the model."""
+"""Exports to `torch.export` and ONNX, by torch and by transformers' own exporters, and traces.
+
+And the engines that must not take the model.
+"""
 
 import copy
 import inspect
 
+import onnxruntime
 import pytest
 import torch
 from transformers import GenerationConfig, PreTrainedModel
@@ -25,8 +29,9 @@ from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 from transformers.exporters.utils import decompose_for_generation
 
 import modeling_latent
-from common import random_ids, tiny_model
+from common import in_direction, one_layer, random_ids, tiny_model
 from modeling_latent.cache_name import CACHE_NAME, cache_of
+from training import LENGTH, close, fixed_seed, padded_batch  # noqa: F401 (a fixture)
 
 
 EXPORTERS = {"torch": (DynamoExporter, DynamoConfig), "onnx": (OnnxExporter, OnnxConfig)}
@@ -41,7 +46,7 @@ can_run_exports = pytest.mark.skipif(
 
 
 def exportable_model() -> modeling_latent.LatentAttentionForCausalLM:
-    return tiny_model(num_hidden_layers=1, layer_pattern=["both"], num_sink_tokens=2)
+    return one_layer(num_sink_tokens=2)
 
 
 def padded_prompt(ids: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -61,7 +66,8 @@ def export(backend: str, model, inputs: dict, **settings):
     return exporter().export(model, copy.deepcopy(inputs), config=config(**settings))
 
 
-# Dynamic shapes, and the grid of the library's own tests, are in deep_export.py, which takes minutes.
+# The library's exporters. Dynamic shapes, and the grid of the library's own tests, are in deep_export.py, which takes
+# minutes.
 
 
 @can_run_exports
@@ -91,6 +97,70 @@ def test_a_state_is_rebuilt_as_plain_tuples_are():
     assert isinstance(again, type(state)) and again._fields == state._fields
     assert again.memory.statistics._asdict() == state.memory.statistics._asdict()  # the very tensors
     assert again.window.keys is state.window.keys and again._replace(window=None).memory is again.memory
+
+
+# torch's own exporters
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("padded", [False, True])
+def test_exported_forward_equals_eager(is_causal, padded):
+    model, inputs = tiny_model(**in_direction(is_causal)), padded_batch()
+    inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")[: 1 + padded]}
+    program = torch.export.export(model, (), {**inputs, "use_cache": False}, strict=False)
+    close(program.module()(**inputs, use_cache=False).logits, model(**inputs).logits)
+
+
+def test_exported_forward_takes_other_batch_sizes_and_lengths():
+    model = one_layer(num_sink_tokens=2)
+    shapes = {"input_ids": {0: torch.export.Dim("batch"), 1: torch.export.Dim.AUTO}, "use_cache": None}
+    inputs = {"input_ids": random_ids(2, LENGTH), "use_cache": False}
+    program = torch.export.export(model, (), inputs, dynamic_shapes=shapes, strict=False)
+    for batch, length in ((3, 9), (1, 33)):  # as the one it was made with, not multiples of the chunk
+        input_ids = random_ids(batch, length)
+        close(program.module()(input_ids=input_ids, use_cache=False).logits, model(input_ids).logits)
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_onnx_gives_the_same_at_any_batch_size_and_length(is_causal, tmp_path):
+    model = one_layer(**in_direction(is_causal), use_cache=False)
+    inputs = {name: padded_batch()[name] for name in ("input_ids", "attention_mask")}
+    torch.onnx.export(
+        model,
+        (),
+        tmp_path / "model.onnx",
+        kwargs=inputs,
+        dynamic_shapes={name: {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO} for name in inputs},
+        dynamo=True,
+        verbose=False,
+    )
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for rows, tokens in ((3, LENGTH), (1, 9), (2, 33), (2, 16)):
+        input_ids, mask = random_ids(rows, tokens), torch.ones(rows, tokens, dtype=torch.long)
+        mask[0, :2] = 0
+        feed = {"input_ids": input_ids.numpy(), "attention_mask": mask.numpy()}
+        logits = torch.from_numpy(session.run(None, feed)[0])
+        expected = model(input_ids, attention_mask=mask).logits
+        close(logits[mask.bool()], expected[mask.bool()], atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")  # tracing warns of every shape that it takes for a constant
+def test_a_trace_made_with_a_full_mask_takes_padding():
+    class Logits(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids, attention_mask):
+            return self.model(input_ids, attention_mask=attention_mask, use_cache=False).logits
+
+    model, inputs = one_layer(num_sink_tokens=2), padded_batch()
+    input_ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    traced = torch.jit.trace(Logits(model), (input_ids, torch.ones_like(mask)), check_trace=False)
+    close(traced(input_ids, mask)[mask.bool()], model(input_ids, mask).logits[mask.bool()])
+
+
+# Engines
 
 
 def test_no_engine_with_pages_of_keys_and_values_takes_a_model():
