@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM := false
 
 .PHONY: demo picture bench bench-gpu quality quality-gpu convert test test-deep test-matrix lint docs chromium clean
 
-# What fits into five minutes on two cores, from tokenizer to text.
+# The demo takes five to twelve minutes on two cores, from tokenizer to text.
 RECIPE := --max_steps 600 --per_device_train_batch_size 2 --learning_rate 2e-3 --warmup_steps 45 \
 	--weight_decay 0.1 --adam_beta2 0.95 --eval_strategy steps --eval_steps 400 --save_steps 400 \
 	--save_total_limit 1 --logging_steps 50 --report_to none
