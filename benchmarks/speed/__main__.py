@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
         configs = configs_of(config_name, plan.peers)
         section = result["models"].setdefault(config_name, {})
         section |= described(configs, plan.device)
-        measure(Bench(configs, plan.device, plan.seconds, plan.limit, section, save))
+        measure(Bench(configs, plan.device, plan.seconds, plan.limit, section, save, plan.too_large))
     save()
 
 

@@ -41,6 +41,7 @@ class Bench:
         limit: seconds of one run, above which a model is left out at greater lengths.
         result: what the measures fill.
         save: called after every point.
+        too_large: measures, models and lengths that need more memory than the machine of the tables has.
     """
 
     configs: dict[str, PreTrainedConfig]
@@ -49,6 +50,7 @@ class Bench:
     limit: float
     result: dict
     save: Callable = lambda: None
+    too_large: frozenset[tuple[str, str, int]] = frozenset()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -85,6 +87,8 @@ class Bench:
             slowest = max((point["seconds"] for at, point in points if int(at) < length), default=0)
             if name not in (OURS, FULL) and length not in few:
                 self.leave_out(measure, length, name, "only Llama is measured at every length")
+            elif (measure, name, length) in self.too_large:
+                self.leave_out(measure, length, name, "out of memory")
             elif slowest > self.limit:
                 why = f"{slowest:.0f} s at a smaller length, above the limit of {self.limit:.0f} s"
                 self.leave_out(measure, length, name, why)
