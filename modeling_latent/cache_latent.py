@@ -48,7 +48,10 @@ def state_fields(config: LatentAttentionConfig) -> dict:
 
 
 def first_tensor(state: LayerState) -> torch.Tensor:
-    """Keys of the window or of the memory: one of them is in every layer."""
+    """
+    Keys of the window or of the memory: one of them is in every layer. The cache takes its dtype and its device from
+    them, so they are of the dtype that the model computes in.
+    """
     return state.window.keys if state.window is not None else state.memory.chunk.keys
 
 

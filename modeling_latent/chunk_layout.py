@@ -49,14 +49,18 @@ class GridLayout(NamedTuple):
     grid_shape: tuple[int, int, int]  # (R, N, C) of the slots
     chunk_index: torch.Tensor  # (R or 1, N), number of each chunk in its sequence, from 0
     # (R or 1, N, C), whether a new token stands there. In other slots a layer's states are finite, and mean nothing:
-    # mask what you sum.
+    # mask what you sum. In a shard this is always None, although slots may be empty, which then hold another token:
+    # `shard.token_indices` is negative for them.
     slot_valid: torch.Tensor | None = None
     indices: SlotIndices | None = None  # None: slot i holds token i
     # Both only where a row packs several sequences: the sequence of each chunk, or the first that shares it, and the
-    # place of each slot's token in its sequence, from 0.
+    # place of each slot's token in its sequence, from 0. Sequences that share a chunk are told apart by `places`
+    # alone, and none of them goes on in the next chunk.
     sequence_ids: torch.Tensor | None = None  # (R, N)
     places: torch.Tensor | None = None  # (R, N, C)
-    filled: torch.Tensor | None = None  # (B,), slots of the first chunk whose tokens are in the cache already
+    # (B,), slots of the first chunk whose tokens are in the cache already. They are not valid; a layer takes what it
+    # needs of them from the cache (`KeysValues.with_cached`).
+    filled: torch.Tensor | None = None
     progress: Progress | None = None  # (B, T), only beside a cache
     shard: tuple | None = None  # a `Shard`, where the chunks are one rank's of several that share the sequences
 

@@ -59,7 +59,8 @@ POSITIVE_FIELDS = (
 CONV_FIELDS = ("conv_kernel_size", "mlp_conv_kernel_size")
 LARGEST = 2**24  # of any of these: more than any model has, so a slip, named before memory is asked for
 LATENT_STEPS = ("input_to_latent", "latent_self", "latent_to_input")
-LAYER_KINDS = {  # the attentions of each kind of layer, in their order
+# The attentions of each kind of layer, in their order, by the names that they have in `LatentAttentionDecoderLayer`.
+LAYER_KINDS = {
     "local": ("local_attention",),
     "latent": ("latent_attention",),
     "both": ("local_attention", "latent_attention"),

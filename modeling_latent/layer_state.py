@@ -81,7 +81,9 @@ class MemoryState(NamedTuple):
 
 @made_like_a_tuple
 class LayerState(NamedTuple):
-    """The state of one layer: only what its kind needs."""
+    """
+    The state of one layer: only what its kind needs. A cache that was saved with other fields can't be read any more.
+    """
 
     # (B, Hkv, S + 2C, d), of local attention, rotated by slot: the sinks, the last complete chunk, the one in progress
     window: KeysValues | None
@@ -91,7 +93,13 @@ class LayerState(NamedTuple):
 
 
 class MemoryGrid(NamedTuple):
-    """What latent attention computed for every chunk."""
+    """
+    What latent attention computed for every chunk.
+
+    Like every part of a grid it gives the state at any `progress`. There the last token of a row stands in slot
+    `progress.end - 1`; with `progress.seen` of 0 the row has no token, and its state is zeros. A row may have no new
+    token, so a grid also holds what the cache had. What is returned is a copy.
+    """
 
     chunks: KeysValues  # (R, N, Hkv, C, d), of compression
     statistics: Statistics  # (R, N, H, M) and (R, N, H, M, d), of all chunks before each
@@ -155,7 +163,7 @@ def chunk_of(progress: Progress, chunk_size: int) -> tuple[torch.Tensor, torch.T
 
 
 def pick_chunk(grid: torch.Tensor, chunk: torch.Tensor) -> torch.Tensor:
-    """Copy each row's `chunk` `(R,)` out of a grid: `(R, N, ...) -> (R, ...)`."""
+    """Copy for each row the entry of that number `(R,)`, as of a chunk, out of a grid: `(R, N, ...) -> (R, ...)`."""
     return grid[torch.arange(chunk.shape[0], device=chunk.device), chunk]
 
 

@@ -86,7 +86,7 @@ def test_1_every_pattern_equals_the_reference(layer_pattern, is_causal):
     ("length", "chunk_size", "num_sink_tokens"), [(8, 4, 1), (9, 4, 1), (15, 4, 1), (15, 4, 4), (5, 1, 1), (13, 3, 2)]
 )
 @pytest.mark.parametrize(
-    "layer_pattern", [pattern for pattern in LAYER_PATTERNS if pattern != ["latent"]], ids="-".join
+    "layer_pattern", [kinds for kinds in LAYER_PATTERNS if tiny_config(layer_pattern=kinds).has_windows], ids="-".join
 )
 def test_1_sinks_equal_the_reference(layer_pattern, length, chunk_size, num_sink_tokens):
     assert_equals_the_reference(
@@ -197,5 +197,6 @@ def test_2_a_token_changes_nothing_before_it_and_something_far_after_it_is_remem
         after = model(changed).logits
         assert torch.equal(after[:, :position], logits[:, :position])
         after_5_chunks = position + 5 * model.config.chunk_size
+        # A new kind of layer that remembers all tokens has to be added here; one that forgets them must not be.
         remembered = model.config.has_latents or position < model.config.num_sink_tokens
         assert torch.equal(after[:, after_5_chunks], logits[:, after_5_chunks]) == (not remembered)
