@@ -53,7 +53,7 @@ from modeling_latent.local_attention import WindowRotation, local_attention_mask
 from train import checkpoint_to_resume, packed_rows, tokenized
 
 
-LEARNING_RATES = {"attention": 1e-3, "logits": 1e-5}
+LEARNING_RATES = {"attention": 3e-4, "logits": 1e-5}
 
 
 @dataclass
@@ -66,8 +66,8 @@ class DistillationArguments(TrainingArguments):
     learning_rate: float | None = field(
         default=None,
         metadata={
-            "help": "In stage `attention` that of the memory, 1e-3 if not given: it is new, and all that moves. In "
-            "stage `logits` that of all but the attentions, 1e-5 if not given: what the model knows is in there."
+            "help": "In stage `attention` that of the memory, 3e-4 if not given: it alone moves, and starts from the "
+            "projections of the layer's own attention, which 1e-3 would undo. In stage `logits` that of all but the attentions, 1e-5 if not given: what the model knows is in there."
         },
     )
     attention_learning_rate: float = field(

@@ -38,6 +38,7 @@ from transformers import (
 )
 
 from modeling_latent import LatentAttentionConfig, LatentAttentionForCausalLM
+from modeling_latent.modeling_latent import LatentAttentionDecoderLayer
 
 
 # One architecture, apart from biases, windows, and norms on queries and keys.
@@ -66,7 +67,8 @@ def convert(
 ) -> LatentAttentionForCausalLM:
     """
     The `llama`'s weights in a model with latents in one of `latent_every` layers. Latents are drawn at random and read
-    with zeros at first; there is no convolution in front of the MLP, whose weights were trained without.
+    with zeros at first, see `start_from_attention`; there is no convolution in front of the MLP, whose weights were
+    trained without.
 
     Raises:
         `ValueError`: for a model of another class, for one with a sliding window of less than two chunks, for a
@@ -101,11 +103,44 @@ def convert(
     homeless = model.load_state_dict(weights, strict=False).unexpected_keys
     if homeless:
         raise ValueError(f"The model has weights that have no place in latent attention: {', '.join(homeless)}.")
-    for name, weight in model.named_parameters():
-        if name.endswith("latent_to_input.o_proj.weight"):
-            torch.nn.init.zeros_(weight)
+    for layer in model.model.layers:
+        if layer.kind == "both":
+            start_from_attention(layer)
     model.generation_config = llama.generation_config
     return model
+
+
+@torch.no_grad()
+def start_from_attention(layer: LatentAttentionDecoderLayer) -> None:
+    """
+    Let the memory of a layer start as a rough form of the layer's own attention, in place of random projections, which
+    take several times as many tokens to learn the same.
+
+    A latent collects tokens by the keys that the attention gives them, and holds the values that it gives them; tokens
+    ask for both with the attention's queries. What they get is left out at first: it is multiplied by zero.
+    """
+    attention, memory = layer.local_attention, layer.latent_attention
+    compression, retrieval = memory.input_to_latent, memory.latent_to_input
+    for own in (compression, retrieval):
+        for name in ("q_proj", "k_proj", "v_proj"):
+            getattr(own, name).load_state_dict(getattr(attention, name).state_dict())
+    # Latents are compared with tokens as keys with keys: each query head asks as the key head of its group.
+    for own, keys in zip(compression.q_proj.parameters(), attention.k_proj.parameters(), strict=True):
+        heads = keys.unflatten(0, (-1, attention.head_dim))
+        own.copy_(heads.repeat_interleave(attention.num_key_value_groups, dim=0).flatten(0, 1))
+    # What a latent has read is turned back into what the attention makes the same values of, in the mean of a group.
+    values = torch.linalg.pinv(attention.v_proj.weight.float()).unflatten(1, (-1, attention.head_dim))  # (D, Hkv, d)
+    values = values.repeat_interleave(attention.num_key_value_groups, dim=1) / attention.num_key_value_groups
+    compression.o_proj.weight.copy_(values.flatten(1))
+    retrieval.o_proj.weight.zero_()
+    # Latents are as large as the tokens that the attention reads, and read these as they are, not convolved.
+    size = layer.local_norm.weight.square().mean().sqrt()
+    memory.token_norm.weight.copy_(layer.local_norm.weight)
+    memory.latent_norm.weight.fill_(size)
+    memory.readout_norm.weight.fill_(size)
+    memory.latents.mul_(size)
+    memory.latent_self.o_proj.weight.mul_(size)
+    memory.token_conv.weight.zero_()
 
 
 def renamed(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

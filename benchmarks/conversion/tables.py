@@ -77,7 +77,7 @@ def measured() -> str:
 def render(result: dict | None) -> str:
     """What the page shows."""
     if result is None:
-        return "Not measured yet: `make convert` writes it, in about two hours on two CPU cores.\n"
+        return "Not measured yet: `make convert` writes it, in an hour on two CPU cores.\n"
     return f"{caption(result)}\n{loss_table(result)}\n{recall_table(result)}"
 
 
