@@ -132,6 +132,8 @@ def start_from_attention(layer: LatentAttentionDecoderLayer) -> None:
     values = torch.linalg.pinv(attention.v_proj.weight.float()).unflatten(1, (-1, attention.head_dim))  # (D, Hkv, d)
     values = values.repeat_interleave(attention.num_key_value_groups, dim=1) / attention.num_key_value_groups
     compression.o_proj.weight.copy_(values.flatten(1))
+    if retrieval.v_proj.bias is not None:
+        retrieval.v_proj.bias.zero_()  # what was read has it already
     retrieval.o_proj.weight.zero_()
     # Latents are as large as the tokens that the attention reads, and read these as they are, not convolved.
     size = layer.local_norm.weight.square().mean().sqrt()

@@ -125,6 +125,21 @@ def test_latents_are_in_every_so_many_layers(every, with_latents):
     assert all(hasattr(layer, "local_attention") for layer in layers)
 
 
+@pytest.mark.parametrize("overrides", [MODELS["untied"], MODELS["Qwen2"]], ids=["untied", "Qwen2"])
+def test_a_memory_starts_from_the_attention_of_its_layer(overrides):
+    """Latents ask for tokens as keys do, and what one has read of a token is read from it as that token's value."""
+    layer = converted(tiny_llama(**overrides)).model.layers[1]
+    attention, memory = layer.local_attention, layer.latent_attention
+    tokens = torch.randn(2, 5, attention.config.hidden_size, dtype=torch.float64)
+    keys, values = (
+        tensor.repeat_interleave(attention.num_key_value_groups, dim=1) for tensor in attention.keys_values(tokens)
+    )
+    torch.testing.assert_close(memory.input_to_latent.queries(tokens), keys)
+    held = memory.input_to_latent.o_proj(values.transpose(1, 2).flatten(2))  # by latents that have read one token each
+    read = memory.latent_to_input.keys_values(held).values
+    torch.testing.assert_close(read, attention.keys_values(tokens).values, **CLOSE)
+
+
 def test_all_of_the_memory_learns():
     """The readout starts at zero: in the first step it alone gets gradients, from the second step on all."""
     model = converted(tiny_llama()).train()
