@@ -33,6 +33,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+import modeling_latent  # noqa: F401 (registers the classes)
 from benchmarks import record
 
 from . import measure, tables
@@ -183,6 +184,7 @@ def measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: 
     longest = max(edges[-1], *lengths)
     documents = measure.long_documents(tokenizer, texts, longest, form["documents"])
     return {
+        "environment": record.environment("cpu"),
         "parameters": model.num_parameters(),
         "loss": measure.loss_by_position(model, documents, edges),
         "recall": {
@@ -210,7 +212,7 @@ def main(argv: list[str] | None = None) -> None:
         save_texts(folder / "texts", tokenizer, form["recall_documents"])
     texts = Dataset.from_parquet(str(folder / "texts" / "held_out.parquet"))["text"]
     name = f"conversion_{args.form}"
-    result = record.read(name) or {"form": form, "environment": record.environment("cpu"), "models": {}}
+    result = record.read(name) or {"form": form, "models": {}}
     try:
         for model_name, model_folder in models(folder, form, deadline):
             if model_name not in result["models"]:

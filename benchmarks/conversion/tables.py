@@ -47,13 +47,14 @@ def recall_table(result: dict) -> str:
 
 
 def caption(result: dict) -> str:
-    form, environment = result["form"], result["environment"]
+    form, environments = result["form"], [of["environment"] for of in result["models"].values()]
+    environment, revisions = environments[-1], [each["revision"] for each in environments]
     tokens = {stage: steps * form["rows_per_step"] * form["block_size"] for stage, steps in form["steps"].items()}
     return (
         f"Chunks of {form['chunk_size']} tokens, latents in one of every {form['latent_every']} layers; "
         f"{tokens['attention'] / 1e6:.2f} million tokens in stage 1, {tokens['logits'] / 1e6:.2f} million in stage 2; "
         f"{form['documents']} held-out documents. {environment['device']}, torch {environment['torch']}, transformers "
-        f"{environment['transformers']}, {environment['date']}, {record.code_at([environment['revision']])}.\n"
+        f"{environment['transformers']}, {environment['date']}, {record.code_at(revisions)}.\n"
     )
 
 
