@@ -37,10 +37,10 @@ def processor() -> str:
 
 
 def revision() -> str:
-    """The commit that is checked out, with a `+` where files other than results differ from it."""
+    """The commit that is checked out, with a `+` where files other than results, and the pages of them, differ."""
     root = Path(__file__).parents[1]
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True).stdout.strip()
-    status = ["git", "status", "--porcelain", "--", ".", ":!benchmarks/results"]
+    status = ["git", "status", "--porcelain", "--", ".", ":!benchmarks/results", ":!*.md"]
     changed = subprocess.run(status, cwd=root, capture_output=True, text=True).stdout
     return commit + "+" * bool(changed.strip()) if commit else "not a git checkout"
 

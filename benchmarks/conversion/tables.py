@@ -19,11 +19,24 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from benchmarks import record, report
+from benchmarks.speed.targets import Target
 
 from .recall import KINDS
 
 
 PAGE = Path(__file__).parents[2] / "docs" / "conversion.md"
+LLAMA, SINKS, TRAINED_SINKS = "the Llama", "window and sinks", "window and sinks, after stage 2 on as many tokens"
+LATENTS = "with latents, after stage 2"
+FROM = 1024  # where the losses of the targets begin: from this token to the next edge
+# Of nats per token, by model.
+TARGETS = (
+    Target("window and sinks, not trained, behind the Llama", lambda nats: nats[SINKS] - nats[LLAMA], "≤", 0.2),
+    Target(
+        "the same with chunks of 256", lambda nats: nats["window and sinks, chunks of 256"] - nats[LLAMA], "≤", 0.06
+    ),
+    Target("with latents, after stage 2, behind the Llama", lambda nats: nats[LATENTS] - nats[LLAMA], "≤", 0.06),
+    Target("the same, ahead of window and sinks", lambda nats: nats[TRAINED_SINKS] - nats[LATENTS], "≥", 0.03),
+)
 
 
 def loss_table(result: dict) -> str:
@@ -33,6 +46,17 @@ def loss_table(result: dict) -> str:
     return report.markdown(
         [head] + [[name, *(f"{x:.3f}" for x in of["loss"])] for name, of in result["models"].items()]
     )
+
+
+def target_table(result: dict) -> str:
+    """Differences of losses beside what they shall be, where the positions that the targets name were measured."""
+    edges = result["form"]["edges"]
+    if FROM not in edges:
+        return ""
+    column = edges.index(FROM)
+    nats = {name: of["loss"][column] for name, of in result["models"].items()}
+    head = [f"nats per token, {FROM:,}–{edges[column + 1]:,}", "target", "value", ""]
+    return report.markdown([head, *(target.row(nats) for target in TARGETS)], align="llrl")
 
 
 def recall_table(result: dict) -> str:
@@ -79,7 +103,8 @@ def render(result: dict | None) -> str:
     """What the page shows."""
     if result is None:
         return "Not measured yet: `make convert` writes it, in an hour on two CPU cores.\n"
-    return f"{caption(result)}\n{loss_table(result)}\n{recall_table(result)}"
+    figure = f"![Loss by position](../benchmarks/results/{measured()}.svg)\n"
+    return f"{figure}\n{caption(result)}\n{target_table(result)}\n{loss_table(result)}\n{recall_table(result)}"
 
 
 def main(name: str | None = None) -> None:
