@@ -113,8 +113,8 @@ def convert(
 @torch.no_grad()
 def start_from_attention(layer: LatentAttentionDecoderLayer) -> None:
     """
-    Let the memory of a layer start as a rough form of the layer's own attention, in place of random projections, which
-    take several times as many tokens to learn the same.
+    Let the memory of a layer start as a rough form of the layer's own attention, in place of random projections, with
+    which distillation was slower to begin.
 
     A latent collects tokens by the keys that the attention gives them, and holds the values that it gives them; tokens
     ask for both with the attention's queries. What they get is left out at first: it is multiplied by zero.
