@@ -43,6 +43,7 @@ from benchmarks.speed.models import (
 )
 from common import random_ids, randomize, tiny_config
 from modeling_latent.cache_name import CACHE_NAME
+from pictures import drawn
 
 
 def tiny_configs(names=PEERS) -> dict:
@@ -306,12 +307,12 @@ def test_the_figure_has_a_curve_for_every_model():
 
 
 def test_the_figure_in_the_results_is_of_what_was_measured(tmp_path, monkeypatch):
-    svg = (record.RESULTS / "speed-cpu.svg").read_bytes()
+    kept = drawn(record.RESULTS / "speed-cpu.svg")
     result = record.read("speed-cpu")
     monkeypatch.setattr(record, "RESULTS", tmp_path)
     record.write("speed-cpu", result)
     tables.draw_figures()
-    assert (tmp_path / "speed-cpu.svg").read_bytes() == svg
+    assert drawn(tmp_path / "speed-cpu.svg") == kept
 
 
 @pytest.mark.parametrize("readme", tables.READMES, ids=lambda file: file.parent.name)

@@ -20,6 +20,7 @@ import torch
 
 from benchmarks import record
 from benchmarks.quality import ablations, capacity, language_model, mqar, passkey, sweep, tables, training, units
+from pictures import drawn
 
 
 RESULTS = record.RESULTS
@@ -180,5 +181,5 @@ def test_the_figures_are_of_what_was_measured(folder):
     for file in RESULTS.glob("quality_*.jsonl"):
         shutil.copy(file, folder)
     tables.draw_figures()
-    drawn = {file.name: file.read_bytes() for file in folder.glob("*.svg")}
-    assert drawn == {file.name: file.read_bytes() for file in RESULTS.glob("quality_*.svg")}
+    figures = {file.name: drawn(file) for file in folder.glob("*.svg")}
+    assert figures == {file.name: drawn(file) for file in RESULTS.glob("quality_*.svg")}
