@@ -19,8 +19,8 @@ from pathlib import Path
 
 def drawn(file: Path) -> str:
     """
-    What an SVG shows. Processors compute places that differ in the last digits, and matplotlib makes the names of parts
-    of them, too. So numbers are cut to three digits here, less than can be seen, and all parts have one name.
+    What an SVG shows. Processors compute places that differ in the last digits, and matplotlib makes names of parts of
+    them, too. So numbers are cut to three digits here, less than can be seen, and all parts have one name.
     """
     text = re.sub(r"\b[a-z][0-9a-f]{10}\b", "part", file.read_text(encoding="utf-8"))
     return re.sub(r"-?\d+\.\d+", lambda number: f"{float(number[0]):.3f}", text)
