@@ -83,15 +83,17 @@ def caption(result: dict) -> str:
 
 
 def plot(result: dict, figure: Figure) -> None:
-    """Loss against position, a line a model."""
-    edges = result["form"]["edges"]
+    """How far each model's loss is behind the Llama's, against position."""
+    edges, models = result["form"]["edges"], result["models"]
     axes = figure.subplots()
-    for name, of in result["models"].items():
-        axes.plot(edges[1:], of["loss"], "o-", label=name, markersize=4)
-    axes.set(xlabel="tokens read, up to", ylabel="nats per token", xscale="log")
+    for name, of in models.items():
+        behind = [loss - of_llama for loss, of_llama in zip(of["loss"], models[LLAMA]["loss"], strict=True)]
+        axes.plot(edges[1:], behind, "o-", label=name, markersize=4)
+    axes.set(xlabel="tokens read, up to", ylabel="nats per token behind the Llama", xscale="log")
+    axes.set_yscale("symlog", linthresh=0.3)  # a window without sinks is ten times as far behind as all others
     axes.set_xticks(edges[1:], [f"{edge:,}" for edge in edges[1:]])
     axes.minorticks_off()
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=2)
 
 
 def measured() -> str:
@@ -103,7 +105,7 @@ def render(result: dict | None) -> str:
     """What the page shows."""
     if result is None:
         return "Not measured yet: `make convert` writes it, in an hour on two CPU cores.\n"
-    figure = f"![Loss by position](../benchmarks/results/{measured()}.svg)\n"
+    figure = f"![How far behind the Llama, by position](../benchmarks/results/{measured()}.svg)\n"
     return f"{figure}\n{caption(result)}\n{target_table(result)}\n{loss_table(result)}\n{recall_table(result)}"
 
 
