@@ -67,8 +67,8 @@ class DistillationArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "In stage `attention` that of the memory, 3e-4 if not given: it alone moves, and starts from the "
-            "projections of the layer's own attention, which 1e-3 would undo. In stage `logits` that of all but the "
-            "attentions, 1e-5 if not given: what the model knows is in there."
+            "projections of the layer's own attention, which 1e-3 lost again in a trial. In stage `logits` that of "
+            "all but the attentions, 1e-5 if not given: what the model knows is in there."
         },
     )
     attention_learning_rate: float = field(

@@ -114,15 +114,15 @@ def convert(
 def start_from_attention(layer: LatentAttentionDecoderLayer) -> None:
     """
     Let the memory of a layer start as a rough form of the layer's own attention, in place of random projections, with
-    which distillation was slower to begin.
+    which distillation began more slowly in a trial with one seed.
 
     A latent collects tokens by the keys that the attention gives them, and holds the values that it gives them; tokens
     ask for both with the attention's queries. What they get is left out at first: it is multiplied by zero.
     """
     attention, memory = layer.local_attention, layer.latent_attention
     compression, retrieval = memory.input_to_latent, memory.latent_to_input
-    for own in (compression, retrieval):
-        for name in ("q_proj", "k_proj", "v_proj"):
+    for own, names in ((compression, ("k_proj", "v_proj")), (retrieval, ("q_proj", "k_proj", "v_proj"))):
+        for name in names:
             getattr(own, name).load_state_dict(getattr(attention, name).state_dict())
     # Latents are compared with tokens as keys with keys: each query head asks as the key head of its group.
     for own, keys in zip(compression.q_proj.parameters(), attention.k_proj.parameters(), strict=True):

@@ -85,9 +85,9 @@ def one_layer(**overrides) -> LatentAttentionForCausalLM:
     return tiny_model(num_hidden_layers=1, layer_pattern=["both"], **overrides)
 
 
-def in_direction(is_causal: bool) -> dict:
-    """What is read in both directions has no sinks."""
-    return {"is_causal": is_causal, "num_sink_tokens": 2 if is_causal else 0}
+def in_direction(is_causal: bool, overrides: dict) -> dict:
+    """The same model in one direction or in both; what is read in both has no sinks."""
+    return {**overrides, "is_causal": is_causal} | ({} if is_causal else {"num_sink_tokens": 0})
 
 
 def random_ids(*shape: int, vocab_size: int = 31, seed: int = 1) -> torch.Tensor:

@@ -57,11 +57,6 @@ def tensors(tree) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
-def in_direction(is_causal: bool, overrides: dict) -> dict:
-    """The same model in one direction or in both; what is read in both has no sinks."""
-    return {**overrides, "is_causal": is_causal} | ({} if is_causal else {"num_sink_tokens": 0})
-
-
 def assert_same_state(ours: DynamicCache, expected: DynamicCache) -> None:
     for mine, theirs in zip(ours.layers, expected.layers, strict=True):
         torch.testing.assert_close(tensors(mine.state), tensors(theirs.state), **CLOSE)

@@ -154,6 +154,14 @@ def test_a_slow_model_is_left_out_at_greater_lengths():
     assert all("above the limit" in entry["why"] for entry in bench.result["left_out"])
 
 
+def test_a_model_is_left_out_where_it_is_known_to_need_too_much_memory():
+    bench = tiny_bench((FULL,))
+    bench.too_large = frozenset({("prefill", FULL, 16)})
+    measures.prefill(bench, (8, 16))
+    assert set(bench.result["prefill"][FULL]) == {"8"} and set(bench.result["prefill"][OURS]) == {"8", "16"}
+    assert bench.result["left_out"] == [{"measure": "prefill", "model": FULL, "length": 16, "why": "out of memory"}]
+
+
 def test_a_length_that_was_slow_is_measured_again():
     bench = tiny_bench((FULL,))
     bench.result["prefill"] = {FULL: {"16": {"seconds": 2 * bench.limit}}}

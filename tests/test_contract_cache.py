@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Promises 6 to 8 of docs/architecture.md: a cache goes back, its rows can be moved, and its size stays the same."""
+"""Properties 6 to 8 of docs/architecture.md: a cache goes back, its rows can be moved, and its size stays the same."""
 
 import copy
 import io

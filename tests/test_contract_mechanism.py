@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Promises 1 and 2 of docs/architecture.md: the model equals the reference, and no token changes what is before it."""
+"""Properties 1 and 2 of docs/architecture.md: the model equals the reference, and no token changes earlier ones."""
 
 import itertools
 
@@ -19,8 +19,8 @@ import pytest
 import torch
 
 import reference
-from common import CLOSE, LLAMA3_ROPE, double_model, random_ids, randomize, tiny_config, tiny_model
-from contract_cases import LAYER_PATTERNS, every_model, in_direction, some_statistics, step_by_step
+from common import CLOSE, LLAMA3_ROPE, double_model, in_direction, random_ids, randomize, tiny_config, tiny_model
+from contract_cases import LAYER_PATTERNS, every_model, some_statistics, step_by_step
 from modeling_latent import LatentAttention
 from modeling_latent.prefix_statistics import (
     BLOCK,

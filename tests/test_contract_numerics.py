@@ -11,13 +11,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Promises 9 to 11 of docs/architecture.md: precision of numbers, attention backends, and memory of a forward."""
+"""Properties 9 to 11 of docs/architecture.md: precision of numbers, attention backends, and memory of a forward."""
 
 import pytest
 import torch
 
-from common import random_ids, tiny_config, tiny_model
-from contract_cases import in_direction, some_statistics, tensors
+from common import in_direction, random_ids, tiny_config, tiny_model
+from contract_cases import some_statistics, tensors
 from modeling_latent import LatentAttentionForCausalLM
 from modeling_latent.cache_name import cache_of
 from modeling_latent.local_attention import rotary_embedding

@@ -11,14 +11,14 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Promises 3 to 5 of docs/architecture.md: a text in pieces, padded or packed gives what it gives whole and alone."""
+"""Properties 3 to 5 of docs/architecture.md: a text in pieces, padded or packed gives what it does whole and alone."""
 
 import pytest
 import torch
 from transformers import DynamicCache
 
-from common import CLOSE, double_model, random_ids, tiny_config, tiny_model
-from contract_cases import assert_same_state, every_model, in_direction, step_by_step
+from common import CLOSE, double_model, in_direction, random_ids, tiny_config, tiny_model
+from contract_cases import assert_same_state, every_model, step_by_step
 from modeling_latent.cache_name import cache_of
 from modeling_latent.chunk_layout import bidirectional_layout, grid_layout
 from modeling_latent.local_attention import local_attention_mask

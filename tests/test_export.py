@@ -105,7 +105,7 @@ def test_a_state_is_rebuilt_as_plain_tuples_are():
 @pytest.mark.parametrize("is_causal", [True, False])
 @pytest.mark.parametrize("padded", [False, True])
 def test_exported_forward_equals_eager(is_causal, padded):
-    model, inputs = tiny_model(**in_direction(is_causal)), padded_batch()
+    model, inputs = tiny_model(**in_direction(is_causal, {"num_sink_tokens": 2})), padded_batch()
     inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")[: 1 + padded]}
     program = torch.export.export(model, (), {**inputs, "use_cache": False}, strict=False)
     close(program.module()(**inputs, use_cache=False).logits, model(**inputs).logits)
@@ -123,7 +123,7 @@ def test_exported_forward_takes_other_batch_sizes_and_lengths():
 
 @pytest.mark.parametrize("is_causal", [True, False])
 def test_onnx_gives_the_same_at_any_batch_size_and_length(is_causal, tmp_path):
-    model = one_layer(**in_direction(is_causal), use_cache=False)
+    model = one_layer(**in_direction(is_causal, {"num_sink_tokens": 2}), use_cache=False)
     inputs = {name: padded_batch()[name] for name in ("input_ids", "attention_mask")}
     torch.onnx.export(
         model,

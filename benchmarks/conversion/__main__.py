@@ -44,43 +44,36 @@ from .sources import save_smollm2, save_texts
 EXAMPLES = Path(__file__).parents[2] / "examples"
 # Of the C library: give no large tensor back to the system, which would clear its memory anew for the next one.
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+# What two CPU cores do in less than an hour: 0.10 and 0.06 million tokens.
+REDUCED = {
+    "chunk_size": 64,
+    "latent_every": 2,
+    "block_size": 1024,
+    "rows_per_step": 1,
+    "steps": {"attention": 100, "logits": 60},
+    "learning_rates": {"attention": 3e-4, "logits": 1e-5},
+    "window_dropout": 0.3,
+    "recall_documents": 600,  # about 0.6 of 6 million tokens
+    "edges": [0, 128, 256, 512, 1024, 2048, 4096, 8191],
+    "documents": 3,
+    "lengths": [2000, 4000],
+    "save_steps": 50,
+}
 FORMS = {
-    "reduced": {  # to what two CPU cores do in less than an hour
-        "chunk_size": 64,
-        "latent_every": 2,
-        "block_size": 1024,
-        "rows_per_step": 1,
-        "steps": {"attention": 100, "logits": 60},  # 0.10 and 0.06 million tokens
-        "learning_rates": {"attention": 3e-4, "logits": 1e-5},
-        "window_dropout": 0.3,
-        "recall_documents": 600,  # about 0.6 of 6 million tokens
-        "edges": [0, 128, 256, 512, 1024, 2048, 4096, 8191],
-        "documents": 3,
-        "lengths": [2000, 4000],
-        "save_steps": 50,
-    },
+    "reduced": REDUCED,
     "full": {
-        "chunk_size": 64,
-        "latent_every": 2,
+        **REDUCED,
         "block_size": 2048,
         "rows_per_step": 2,
         "steps": {"attention": 400, "logits": 800},  # 1.6 and 3.3 million tokens
-        "learning_rates": {"attention": 3e-4, "logits": 1e-5},
-        "window_dropout": 0.3,
-        "recall_documents": 600,  # about 0.6 of 6 million tokens
-        "edges": [0, 128, 256, 512, 1024, 2048, 4096, 8191],
         "documents": 8,
         "lengths": [2000, 4000, 8000],
-        "save_steps": 50,
     },
     "tiny": {
+        **REDUCED,
         "chunk_size": 16,
-        "latent_every": 2,
         "block_size": 128,
-        "rows_per_step": 1,
         "steps": {"attention": 2, "logits": 2},
-        "learning_rates": {"attention": 3e-4, "logits": 1e-5},
-        "window_dropout": 0.3,
         "recall_documents": 4,
         "edges": [0, 32, 64, 128],
         "documents": 2,
@@ -146,13 +139,15 @@ def convert(name: str, folder: Path, form: dict, deadline: float, **changed) -> 
 def models(folder: Path, form: dict, deadline: float):
     """Make one model after another: the name that it has in the results, and its folder."""
     steps = form["steps"]
-    yield "the Llama", folder / "llama"
+    yield tables.LLAMA, folder / "llama"
     yield "window", convert("window_alone", folder, form, deadline, latent_every=0, num_sink_tokens=0)
     window = convert("window", folder, form, deadline, latent_every=0)
-    yield "window and sinks", window
+    yield tables.SINKS, window
     longer = 4 * form["chunk_size"]
-    name = f"window and sinks, chunks of {longer}"
-    yield name, convert("longer_window", folder, form, deadline, latent_every=0, chunk_size=longer)
+    yield (
+        f"{tables.SINKS}, chunks of {longer}",
+        convert("longer_window", folder, form, deadline, latent_every=0, chunk_size=longer),
+    )
     distill(
         "attention",
         convert("memory", folder, form, deadline),
@@ -164,10 +159,10 @@ def models(folder: Path, form: dict, deadline: float):
     )
     yield "with latents, after stage 1", folder / "stage1"
     distill("logits", folder / "stage1", folder / "stage2", steps["logits"], folder, form, deadline)
-    yield "with latents, after stage 2", folder / "stage2"
+    yield tables.LATENTS, folder / "stage2"
     yield "the same with its latents left out", folder / "stage2"
     distill("logits", window, folder / "window_stage2", sum(steps.values()), folder, form, deadline)
-    yield "window and sinks, after stage 2 on as many tokens", folder / "window_stage2"
+    yield tables.TRAINED_SINKS, folder / "window_stage2"
 
 
 def load(name: str, folder: Path) -> PreTrainedModel:

@@ -25,15 +25,14 @@ from .recall import KINDS
 
 
 PAGE = Path(__file__).parents[2] / "docs" / "conversion.md"
-LLAMA, SINKS, TRAINED_SINKS = "the Llama", "window and sinks", "window and sinks, after stage 2 on as many tokens"
-LATENTS = "with latents, after stage 2"
+# Names of the models that targets compare.
+LLAMA, SINKS, LATENTS = "the Llama", "window and sinks", "with latents, after stage 2"
+TRAINED_SINKS = f"{SINKS}, after stage 2 on as many tokens"
 FROM = 1024  # where the losses of the targets begin: from this token to the next edge
 # Of nats per token, by model.
 TARGETS = (
     Target("window and sinks, not trained, behind the Llama", lambda nats: nats[SINKS] - nats[LLAMA], "≤", 0.2),
-    Target(
-        "the same with chunks of 256", lambda nats: nats["window and sinks, chunks of 256"] - nats[LLAMA], "≤", 0.06
-    ),
+    Target("the same with chunks of 256", lambda nats: nats[f"{SINKS}, chunks of 256"] - nats[LLAMA], "≤", 0.06),
     Target("with latents, after stage 2, behind the Llama", lambda nats: nats[LATENTS] - nats[LLAMA], "≤", 0.06),
     Target("the same, ahead of window and sinks", lambda nats: nats[TRAINED_SINKS] - nats[LATENTS], "≥", 0.03),
 )
@@ -90,7 +89,7 @@ def plot(result: dict, figure: Figure) -> None:
         behind = [loss - of_llama for loss, of_llama in zip(of["loss"], models[LLAMA]["loss"], strict=True)]
         axes.plot(edges[1:], behind, "o-", label=name, markersize=4)
     axes.set(xlabel="tokens read, up to", ylabel="nats per token behind the Llama", xscale="log")
-    axes.set_yscale("symlog", linthresh=0.3)  # a window without sinks is ten times as far behind as all others
+    axes.set_yscale("symlog", linthresh=0.3)  # the window without sinks is several times as far behind as all others
     axes.set_xticks(edges[1:], [f"{edge:,}" for edge in edges[1:]])
     axes.minorticks_off()
     figure.legend(loc="outside lower center", ncols=2)
