@@ -23,7 +23,6 @@ What is done is kept in --output_dir and not done again. Result, tables and figu
 """
 
 import argparse
-import os
 import subprocess
 import sys
 import time
@@ -42,8 +41,6 @@ from .sources import save_smollm2, save_texts
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-# Of the C library: give no large tensor back to the system, which would clear its memory anew for the next one.
-KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 # What two CPU cores do in less than an hour: 0.10 and 0.06 million tokens.
 REDUCED = {
     "chunk_size": 64,
@@ -91,8 +88,7 @@ def start(script: str, arguments: list[str], seconds: float) -> None:
     """Run one of the `examples/` as a user would. Raises `OutOfTime` if it takes longer than these seconds."""
     try:
         command = [sys.executable, str(EXAMPLES / script), *arguments]
-        environment = {**os.environ, **KEEP_FREED_MEMORY}
-        subprocess.run(command, check=True, timeout=None if seconds == float("inf") else seconds, env=environment)
+        subprocess.run(command, check=True, timeout=None if seconds == float("inf") else seconds)
     except subprocess.TimeoutExpired:
         raise OutOfTime from None
 
